@@ -1,0 +1,186 @@
+"""Records, how they are read, and how they become batches of token ids.
+
+A record has three roles of text: `target` is imitated by maximum likelihood, `static` is where semi-offline RL starts
+(and what offline RL learns from), and `references` are seen by the reward alone. On disk a data set is a folder with
+train.jsonl, val.jsonl and test.jsonl, one record a line:
+
+    {"source": "...", "references": ["...", ...], "target": ["..."], "static": ["..."], "names": {"xname": "..."}}
+
+`target` defaults to references, `static` to target; `names` says what to put back into generated text before a person
+reads it. Left out: streaming from disk (records stay in memory as strings and are tokenized batch by batch) and padding
+by length buckets.
+"""
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+
+import torch
+
+from data.tokenizer import Tokenizer
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave; the message is one line: which file, which line, what was expected."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One source and its texts, all plain strings. Empty `target` means references, empty `static` means target."""
+    source: str
+    references: list[str]
+    target: list[str] = field(default_factory=list)
+    static: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.target = self.target or self.references
+        self.static = self.static or self.target
+
+    def put_names_back(self, text: str) -> str:
+        for placeholder, name in self.names.items():
+            text = text.replace(placeholder, name)
+        return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading and writing JSONL
+
+def parse_record(line: str, where: str) -> Record:
+    """One JSONL line -> Record. Raises InputError that begins with `where` (file and line number)."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise InputError(f"{where}: expected one JSON object a line, found {line.strip()[:40]!r} ({e})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object with source and references, found {type(row).__name__}")
+    if unknown := sorted(set(row) - {"source", "references", "target", "static", "names"}):
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; expected source, references, target, static, names")
+    source = row.get("source")
+    if not isinstance(source, str) or not source.strip():
+        raise InputError(f"{where}: field 'source': expected a non-empty string, found {source!r:.60}")
+    texts = {}
+    for name in ("references", "target", "static"):
+        value = row.get(name, [])
+        if not isinstance(value, list) or any(not isinstance(text, str) or not text.strip() for text in value):
+            raise InputError(f"{where}: field {name!r}: expected a list of non-empty strings, found {value!r:.60}")
+        texts[name] = value
+    if not texts["references"]:
+        raise InputError(f"{where}: field 'references': expected at least one text")
+    names = row.get("names", {})
+    if not isinstance(names, dict) or any(not isinstance(name, str) for name in names.values()):
+        raise InputError(f"{where}: field 'names': expected an object of strings, found {names!r:.60}")
+    try:
+        "".join([source, *sum(texts.values(), [])]).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: expected text that UTF-8 can encode, found an unpaired surrogate") from None
+    return Record(source, **texts, names=names)
+
+
+def load_records(path: str) -> list[Record]:
+    """Read one JSONL file. Raises InputError naming the file and the line."""
+    records = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    records.append(parse_record(line, f"{path}:{number}"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected JSONL with source and references on every line") from None
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}:{len(records) + 1}: expected UTF-8 text ({e.reason})") from None
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+    if not records:
+        raise InputError(f"{path}: empty; expected JSONL with source and references on every line")
+    return records
+
+
+def save_records(records: list[Record], path: str) -> None:
+    """Write JSONL that `load_records` reads back unchanged; through a temporary file, so never half a file."""
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        for r in records:
+            row = {"source": r.source, "references": r.references}
+            if r.target is not r.references:
+                row["target"] = r.target
+            if r.static is not r.target:
+                row["static"] = r.static
+            if r.names:
+                row["names"] = r.names
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(path + ".tmp", path)
+
+
+SPLITS = ("train", "val", "test")
+
+
+def load_dataset(name: str) -> dict[str, list[Record]]:
+    """`forecast`, `forecast2` (made on the fly) or a folder -> {"train": [...], "val": [...], "test": [...]}."""
+    from data import forecast  # imported here because it builds on Record
+    if name in forecast.SETTINGS:
+        return forecast.generate(name)
+    if not os.path.isdir(name):
+        raise InputError(f"--data {name}: no such folder; expected {', '.join(forecast.SETTINGS)} or a folder with "
+                         f"train.jsonl, val.jsonl and test.jsonl")
+    return {split: load_records(os.path.join(name, split + ".jsonl")) for split in SPLITS}
+
+
+def data_hash(dataset: dict[str, list[Record]]) -> str:
+    """A fingerprint of every text, so that a base model is reused only for the data that it was trained on."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for r in dataset[split]:
+            digest.update("\x1f".join([split, r.source, *r.references, "\x1e", *r.target, "\x1e", *r.static]).encode())
+    return digest.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+
+@dataclass(slots=True)
+class Batch:
+    """B sources as tensors, with what the reward needs as strings. A row is `[PAD … source SEP | y_0 … EOS PAD …]`."""
+    src: torch.Tensor         # (B,S) left-padded source ids, SEP in the last column
+    pad: torch.Tensor         # (B,) how many of the S columns are padding
+    static: torch.Tensor      # (B,C,T) static texts, each ending in EOS, PAD after it
+    static_len: torch.Tensor  # (B,C) their lengths, EOS included
+    target: torch.Tensor      # (B,T) one text a source for maximum likelihood
+    target_len: torch.Tensor  # (B,)
+    references: list[list[str]]
+    sources: list[str]
+
+    def to(self, device) -> "Batch":
+        moved = (t.to(device, non_blocking=True) for t in
+                 (self.src, self.pad, self.static, self.static_len, self.target, self.target_len))
+        return Batch(*moved, self.references, self.sources)
+
+    def rows(self, rows: slice) -> "Batch":
+        """The micro-batch of these sources."""
+        return Batch(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+def encode_sources(sources: list[str], tok: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strings -> ids (B,S), left-padded so that every target starts in the same column, and pad counts (B,)."""
+    ids = [tok.encode(source) + [tok.sep] for source in sources]
+    width = max(map(len, ids))
+    src = torch.tensor([[tok.pad] * (width - len(row)) + row for row in ids])
+    return src, torch.tensor([width - len(row) for row in ids])
+
+
+def encode_texts(texts: list[str], tok: Tokenizer, max_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strings -> ids (N,T) that end in EOS and are right-padded, and lengths (N,). Cut to max_len, EOS kept."""
+    ids = [tok.encode(text)[:max_len - 1] + [tok.eos] for text in texts]
+    width = max(map(len, ids))
+    out = torch.tensor([row + [tok.pad] * (width - len(row)) for row in ids])
+    return out, torch.tensor([len(row) for row in ids])
+
+
+def make_batch(records: list[Record], targets: list[str], statics: list[list[str]], tok: Tokenizer,
+               max_len: int) -> Batch:
+    """B records, one target each and C static texts each -> Batch."""
+    src, pad = encode_sources([r.source for r in records], tok)
+    flat = [text for texts in statics for text in texts]
+    ids, lengths = encode_texts(targets + flat, tok, max_len)  # one call, one width T for both
+    B = len(records)
+    return Batch(src, pad, ids[B:].view(B, -1, ids.size(1)), lengths[B:].view(B, -1), ids[:B], lengths[:B],
+                 [r.references for r in records], [r.source for r in records])
