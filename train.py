@@ -1,0 +1,1228 @@
+"""Train, evaluate and compare: the config, the loop, checkpoints, the table and its figure.
+
+    python train.py                    compare every setting on the embedded task, from one base model
+    python train.py --mode train       one run; --mode eval, sample, candidates: see the README
+    python train.py -h                 every flag
+
+A run's folder holds config.json, metrics.jsonl (a line an update), samples.txt, ckpt.pt (the last state) and best.pt (the
+best by validation, which is the one that is tested). A run that was stopped goes on, bit for bit, where it was saved.
+"""
+import argparse
+import difflib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+import data
+import sorl
+from data import InputError, Record, SPLITS
+from data.rewards import bleu, has_slots, load_reward, rouge, slot_errors, slot_errors2
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig, beam_search, generate
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration: one screen of defaults. argparse is built from it.
+
+
+def flag(default, text: str, choices: tuple = ()):
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass
+class Config:
+    # what to do
+    mode: str = flag("compare", "what to do", ("compare", "train", "eval", "sample", "candidates"))
+    preset: str = flag("auto", "tuned defaults; auto picks by the data", ("auto", "forecast", "quick", "e2e"))
+    data: str = flag("forecast", "forecast, forecast2, or a folder with {train,val,test}.jsonl")
+    out: str = flag("out", "the run's folder")
+    init: str = flag("", "checkpoint to start from, or to evaluate")
+    resume: str = flag("", "folder of a run to go on with")
+    # the method
+    setting: str = flag("semi", "who provides the tokens", ("mle", "offline", "online", "semi"))
+    observation: str = flag("masked", "semi: what the model sees", ("masked", "full", "static"))
+    p_m: float = flag(0.2, "probability that the model re-draws a token, 0..1")
+    K: int = flag(16, "samples per source (online) or per static text (semi)")
+    mask: str = flag("bernoulli", "how positions are chosen", ("bernoulli", "count", "word"))
+    static: str = flag("data", "which stored static texts: the first, by reward, or any",
+                       ("data", "best", "worst", "random"))
+    num_static: int = flag(1, "static texts per source and update (C)")
+    static_credit: float = flag(0.0, "weight of the static texts' own policy gradient (ranked against each other)")
+    refresh: int = flag(0, "updates per batch of static texts sampled from the policy; 0 = stored texts")
+    candidates: int = flag(0, "texts per source to sample from the base as stored static texts; 0 = the data's own")
+    reward: str = flag("rouge", "rouge, bleu, slot, joined by + (their mean), or module:function")
+    baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo", "greedy"))
+    adv_scale: bool = flag(True, "divide advantages by their standard deviation per source")
+    length_norm: str = flag("none", "divide a sample's log-probability by its actions", ("none", "masked"))
+    mle_weight: float = flag(0.1, "weight of the MLE term during RL")
+    rl_weight: float = flag(1.0, "weight of the RL term")
+    label_smoothing: float = flag(0.0, "label smoothing of the MLE term")
+    temperature: float = flag(1.0, "sampling temperature")
+    top_k: int = flag(0, "sample from the k likeliest tokens; 0 = all")
+    # optimization
+    steps: int = flag(0, "updates; 0 = the preset's own for each setting")
+    budget_fp: int = flag(0, "stop after this many sampling FPs; 0 = no limit")
+    batch_size: int = flag(32, "sources per update")
+    micro_batches: int = flag(1, "split a batch into this many, to save memory")
+    lr: float = flag(3e-4, "peak learning rate of RL")
+    warmup: float = flag(0.1, "share of the updates with rising learning rate; it then falls linearly to 0")
+    weight_decay: float = flag(0.0, "AdamW's, on matrices")
+    clip: float = flag(1.0, "largest gradient norm")
+    seed: int = flag(0, "seed of everything that is drawn")
+    seeds: tuple = flag((), "compare: several seeds, each with its own base")
+    # the base model
+    base_steps: int = flag(600, "updates of maximum likelihood before RL")
+    base_lr: float = flag(2e-3, "their peak learning rate")
+    base_batch: int = flag(64, "texts per update")
+    base_p_m: float = flag(0.3, "half of their rows have inputs masked at this rate, so that [MASK] gets a meaning")
+    # the network and its texts
+    n_layer: int = flag(4, "blocks")
+    n_head: int = flag(4, "attention heads")
+    n_embd: int = flag(128, "width")
+    dropout: float = flag(0.0, "dropout")
+    block_size: int = flag(128, "context: source, SEP and text, in tokens")
+    max_len: int = flag(0, "longest text in tokens, end token included (T); 0 = the longest training text")
+    tokenizer: str = flag("bpe", "bpe (trained on the data), or the name of one of tiktoken's encodings")
+    vocab_size: int = flag(1000, "largest vocabulary of bpe")
+    # evaluation and files
+    eval_every: int = flag(20, "updates between evaluations")
+    eval_size: int = flag(200, "validation sources used for that; 0 = all")
+    save_every: int = flag(100, "updates between checkpoints")
+    beam: int = flag(1, "eval: beams; 1 = greedy")
+    num: int = flag(16, "candidates: texts per source")
+    out_data: str = flag("", "candidates: folder to write")
+    source: str = flag("", "sample: a source text")
+    reference: str = flag("", "sample: a reference for the reward")
+    static_text: str = flag("", "sample: the static text to start from")
+    # the machine
+    device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
+    compile: bool = flag(False, "torch.compile the model")
+
+
+SETTINGS = {  # the names of compare: what each is
+    "mle": dict(setting="mle", mle_weight=1.0, rl_weight=0.0),
+    "offline": dict(setting="offline"),
+    "online": dict(setting="online"),
+    "full": dict(setting="semi", observation="full"),
+    "masked": dict(setting="semi", observation="masked"),
+    "static": dict(setting="semi", observation="static"),
+    "refresh": dict(setting="semi", observation="masked", refresh=8),
+}
+PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
+    "forecast": {
+        "": dict(),
+        "mle": dict(steps=60, eval_every=10),
+        "offline": dict(steps=100, num_static=3, lr=3e-4),
+        "online": dict(steps=120, K=8, lr=3e-4, eval_every=10),
+        "full": dict(steps=60, K=8),
+        "masked": dict(steps=60, batch_size=64, eval_every=10),
+        "static": dict(steps=60, batch_size=64, eval_every=10),
+        "refresh": dict(steps=200, batch_size=32, eval_every=10),
+    },
+}
+STYLE = {  # one look per setting in every figure of the project; lightness, dash and marker differ, for print in grey
+    "base": dict(color="#7f7f7f", linestyle=":", marker="x"),
+    "mle": dict(color="#b3a369", linestyle=(0, (1, 1)), marker="+"),
+    "offline": dict(color="#e69f00", linestyle="--", marker="s"),
+    "online": dict(color="#000000", linestyle="-", marker="o"),
+    "full": dict(color="#56b4e9", linestyle="-.", marker="D"),
+    "masked": dict(color="#0072b2", linestyle="--", marker="^"),
+    "static": dict(color="#cc79a7", linestyle="-.", marker="v"),
+    "refresh": dict(color="#d55e00", linestyle="-", marker="*"),
+}
+NOT_THE_RUN = {"mode", "out", "resume", "init", "device", "compile", "save_every", "beam", "num", "out_data", "source",
+               "reference", "static_text", "seeds", "preset"}  # flags that may differ when a run goes on
+
+
+def fail(message: str):
+    """One clear line on stderr, exit code 2."""
+    print(f"train.py: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return text.lower() in ("true", "1")
+
+
+def parse_args(argv: list[str]) -> dict:
+    """Command line -> the flags that were given, by name. Exits 2 with one line for an unknown or ill-typed flag."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = fail
+    parser.add_argument("--quick", action="store_const", const="quick", dest="preset", default=argparse.SUPPRESS,
+                        help="the same as --preset quick")
+    for f in fields(Config):
+        text = f"{f.metadata['help']} (default: {f.default})".replace("%", "%%")
+        kind = dict(type=type(f.default))
+        if isinstance(f.default, bool):
+            kind = dict(type=parse_bool, nargs="?", const=True, metavar="BOOL")
+        elif isinstance(f.default, tuple):
+            kind = dict(type=int, nargs="+", metavar="N")
+        if f.metadata["choices"]:
+            kind["choices"] = f.metadata["choices"]
+        parser.add_argument("--" + f.name, default=argparse.SUPPRESS, help=text, **kind)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        names = ["--" + f.name for f in fields(Config)] + ["--quick"]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1, cutoff=0.4)
+        fail(f"unknown flag {unknown[0]!r}" + (f"; the nearest is {near[0]}" if near else "; see train.py -h"))
+    return vars(given)
+
+
+def make_config(given: dict, name: str = "") -> Config:
+    """The flags given over the preset's defaults for this setting over the general defaults."""
+    preset = given.get("preset", "auto")
+    folder = given.get("data", "forecast")
+    if preset == "auto":
+        preset = preset_of(folder)
+    setting = SETTINGS.get(name, {})
+    name = name or name_of(replace(Config(), **given))
+    tuned = PRESETS[preset]
+    return checked(replace(Config(), **{**tuned[""], **setting, **tuned.get(name, {}), **given, "preset": preset}))
+
+
+def preset_of(folder: str) -> str:
+    """What a data folder's flags.json recommends ({"preset": "e2e"}), else the embedded task's preset."""
+    try:
+        with open(os.path.join(folder, "flags.json")) as file:
+            preset = json.load(file)["preset"]
+    except FileNotFoundError:
+        return "forecast"
+    except (OSError, ValueError, KeyError, TypeError):
+        preset = None
+    if preset not in PRESETS:
+        raise InputError(f"{folder}/flags.json: expected {{\"preset\": one of {', '.join(PRESETS)}}}")
+    return preset
+
+
+def name_of(cfg: Config) -> str:
+    """The name under which compare would list this setting."""
+    if cfg.setting != "semi":
+        return cfg.setting
+    return "refresh" if cfg.refresh else cfg.observation
+
+
+def checked(cfg: Config) -> Config:
+    """Raises InputError for values that no run could use."""
+    rules = [("p_m", 0 <= cfg.p_m <= 1, "a probability, 0 to 1"), ("base_p_m", 0 <= cfg.base_p_m <= 1, "0 to 1"),
+             ("warmup", 0 <= cfg.warmup < 1, "a share, 0 to 1"), ("dropout", 0 <= cfg.dropout < 1, "0 to 1"),
+             ("temperature", cfg.temperature > 0, "above 0"), ("n_embd", cfg.n_embd % cfg.n_head == 0,
+                                                              f"a multiple of n_head = {cfg.n_head}"),
+             ("label_smoothing", 0 <= cfg.label_smoothing < 1, "0 to 1"),
+             ("vocab_size", cfg.vocab_size >= 260, "at least 260 (256 bytes and 4 special ids)"),
+             ("refresh", cfg.refresh == 0 or cfg.setting == "semi" and cfg.observation != "full",
+              "0 unless the setting is semi with observation masked or static"),
+             ("static_credit", cfg.static_credit == 0 or cfg.setting == "semi" and cfg.observation != "full",
+              "0 unless the setting is semi with observation masked or static")]
+    rules += [(name, getattr(cfg, name) >= 1, "at least 1") for name in
+              ("K", "num_static", "batch_size", "micro_batches", "base_batch", "base_steps", "n_layer", "n_head",
+               "n_embd", "eval_every", "save_every", "beam", "num")]
+    rules += [(name, getattr(cfg, name) >= 0, "0 or more") for name in
+              ("steps", "refresh", "candidates", "mle_weight", "rl_weight", "static_credit", "lr", "base_lr",
+               "budget_fp", "eval_size", "max_len", "weight_decay", "clip", "top_k", "seed")]
+    for name, holds, expected in rules:
+        if not holds:
+            raise InputError(f"--{name} {getattr(cfg, name)}: expected {expected}")
+    return cfg
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"--device {name}: this machine has none, or this PyTorch was built without it; try auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+def autocast(device: torch.device):
+    """bfloat16 where the device is made for it; float32 on CPU, the tested path."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Policy: what is trained, and its checkpoint
+
+@dataclass
+class Policy:
+    """A model with what is needed to feed it: tokenizer, longest text T, device."""
+    model: GPT
+    tok: Tokenizer
+    T: int
+    device: torch.device
+
+    def texts(self, tokens: torch.Tensor) -> list[str]:
+        return [self.tok.decode(ids) for ids in tokens.flatten(0, -2).tolist()]
+
+
+def save(state: dict, path: str) -> None:
+    """Atomically: whoever is killed here leaves the old file."""
+    with open(path + ".tmp", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def load(path: str) -> dict:
+    """A checkpoint's state. Raises InputError when there is none, or it is not one of ours."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; expected a checkpoint file such as {path}/best.pt") from None
+    except Exception as e:  # truncated zip, junk, pickles with code: torch raises many types
+        raise InputError(f"{path}: not a readable checkpoint, truncated or of another program "
+                         f"({str(e).splitlines()[0][:80] if str(e) else type(e).__name__})") from None
+    if not isinstance(state, dict) or not {"model", "gpt", "tokenizer", "T", "config"} <= set(state):
+        raise InputError(f"{path}: expected a checkpoint of train.py with model, gpt, tokenizer, T and config")
+    return state
+
+
+def load_policy(path: str, device: torch.device, state: dict | None = None) -> Policy:
+    """The policy in a checkpoint. Raises InputError when its weights are not of the shape that it states."""
+    state = state or load(path)
+    try:
+        tok = Tokenizer.load(state["tokenizer"])
+        model = GPT(GPTConfig(**state["gpt"]))
+        model.load_state_dict(state["model"])
+        if tok.vocab_size != model.config.vocab_size:
+            raise ValueError(f"the tokenizer has {tok.vocab_size} ids, the model {model.config.vocab_size}")
+        return Policy(model.to(device), tok, int(state["T"]), device)
+    except Exception as e:
+        raise InputError(f"{path}: a checkpoint of another shape or vocabulary ({str(e).splitlines()[0][:120]})") from None
+
+
+def policy_state(policy: Policy, cfg: Config) -> dict:
+    return {"model": policy.model.state_dict(), "gpt": asdict(policy.model.config), "tokenizer": policy.tok.ranks,
+            "T": policy.T, "config": asdict(cfg)}
+
+
+def new_policy(cfg: Config, dataset: dict[str, list[Record]], device: torch.device) -> Policy:
+    """Tokenizer from the training texts, then a network of fresh weights."""
+    train = dataset["train"]
+    if cfg.tokenizer == "bpe":
+        tok = Tokenizer.train(list(dict.fromkeys(text for r in train for text in
+                                                 (r.source, *r.references, *r.target, *r.static))), cfg.vocab_size)
+    else:
+        try:
+            tok = Tokenizer.load(cfg.tokenizer)
+        except Exception as e:
+            raise InputError(f"--tokenizer {cfg.tokenizer}: tiktoken knows it not, or cannot fetch it without a network "
+                             f"(set TIKTOKEN_CACHE_DIR to a folder that holds it, or use bpe): {e!s:.80}") from None
+    T = cfg.max_len or min(cfg.block_size // 2, 1 + max(len(tok.encode(t)) for r in train[:10_000] for t in r.target))
+    torch.manual_seed(cfg.seed)
+    model = GPT(GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout))
+    return Policy(model.to(device), tok, T, device)
+
+
+def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> int:
+    """How many texts will be cut to T. Raises InputError for a source that leaves no room for a text of T tokens."""
+    room, cut = policy.model.config.block_size - policy.T + 1, 0
+    for split, records in dataset.items():
+        for i, r in enumerate(records, 1):
+            if len(r.source.encode()) >= room and len(policy.tok.encode(r.source)) + 1 > room:
+                raise InputError(f"{split}.jsonl:{i}: source of {len(policy.tok.encode(r.source))} tokens; expected at "
+                                 f"most {room - 1} (block_size {policy.model.config.block_size} less texts of {policy.T})")
+            cut += sum(len(t.encode()) >= policy.T and len(policy.tok.encode(t)) + 1 > policy.T for t in r.target)
+    return cut
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches of a run
+
+@lru_cache(maxsize=4)
+def permutation(n: int, seed: int, epoch: int) -> list[int]:
+    return sorted(range(n), key=sorl.uniforms((n,), seed, "order", epoch).tolist().__getitem__)
+
+
+def batch_indices(n: int, size: int, seed: int, i: int) -> list[int]:
+    """Batch number i of an endless walk through n items, reshuffled after every epoch: a function of its arguments."""
+    return [permutation(n, seed, at // n)[at % n] for at in range(i * size, (i + 1) * size)]
+
+
+def pick_static(cfg: Config, record: Record, ranked: list[str] | None, u: float) -> list[str]:
+    """C stored static texts: the first ones, the best or worst by reward, or any (chosen by one uniform u)."""
+    texts = ranked or record.static
+    if cfg.static == "worst":
+        texts = texts[::-1]
+    start = int(u * len(texts)) if cfg.static == "random" else 0
+    return [texts[(start + c) % len(texts)] for c in range(cfg.num_static)]
+
+
+class Batches:
+    """The batches of one run, each a function of (seed, number): RL walks through records, the base through pairs."""
+
+    def __init__(self, cfg: Config, records: list[Record], policy: Policy, reward):
+        self.cfg, self.records, self.policy = cfg, records, policy
+        self.pairs = [i for i, r in enumerate(records) for _ in r.target] if cfg.setting == "mle" else range(len(records))
+        self.ranked = {}
+        self.reward = reward if cfg.static in ("best", "worst") else None
+
+    def ranking(self, i: int) -> list[str] | None:
+        """A record's static texts, best first; scored once."""
+        if self.reward and i not in self.ranked:
+            r = self.records[i]
+            scores = self.reward(r.static, [r.references] * len(r.static), [r.source] * len(r.static))
+            self.ranked[i] = [text for _, text in sorted(zip(-scores, r.static), key=lambda pair: pair[0])]
+        return self.ranked.get(i)
+
+    def get(self, number: int) -> data.Batch:
+        cfg = self.cfg
+        chosen = [self.pairs[j] for j in batch_indices(len(self.pairs), cfg.batch_size, cfg.seed, number)]
+        u = sorl.uniforms((2, len(chosen)), cfg.seed, number, "texts").tolist()
+        records = [self.records[i] for i in chosen]
+        targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
+        statics = [pick_static(cfg, r, self.ranking(i), u[1][b]) for b, (i, r) in enumerate(zip(chosen, records))]
+        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One update: batch -> masks -> one forward -> rollout -> reward -> advantage -> loss -> backward
+
+@dataclass
+class Draws:
+    """The uniforms of one update, for the whole global batch; a micro-batch takes its rows."""
+    mask: torch.Tensor      # (B·C,T)
+    tokens: torch.Tensor    # (B·C,K,T)
+    mle: torch.Tensor       # (B,T)
+    mle_row: torch.Tensor   # (B,) whether an MLE row is masked at all
+
+    @classmethod
+    def at(cls, cfg: Config, step: int, B: int, C: int, T: int) -> "Draws":
+        def u(purpose, *shape):
+            return sorl.uniforms(shape, cfg.seed, step, purpose)
+        return cls(u("mask", B * C, T), u("tokens", B * C, cfg.K, T), u("mle", B, T), u("mle row", B))
+
+    def rows(self, rows: slice, C: int, device) -> "Draws":
+        wide = slice(rows.start * C, rows.stop * C)
+        return Draws(*(t.to(device) for t in (self.mask[wide], self.tokens[wide], self.mle[rows], self.mle_row[rows])))
+
+
+@dataclass
+class Terms:
+    """What one micro-batch gives: loss parts and what is logged of them."""
+    loss: torch.Tensor
+    rl: torch.Tensor
+    mle: torch.Tensor
+    rewards: torch.Tensor | None  # of the texts that RL learns from
+    fp: int | torch.Tensor = 0
+    fp_grad: int = 0
+    fp_mle: int = 0
+    rollout: sorl.Rollout | None = None
+    A: torch.Tensor | None = None
+    logits: torch.Tensor | None = None  # of the RL rows, detached
+    mask: torch.Tensor | None = None
+    static: torch.Tensor | None = None
+
+
+def decodes(cfg: Config) -> bool:
+    """Does the policy see its own tokens, so that it must decode them one after the other?"""
+    return cfg.setting == "online" or cfg.setting == "semi" and cfg.observation == "full"
+
+
+def score(reward, policy: Policy, tokens: torch.Tensor, batch: data.Batch) -> torch.Tensor:
+    """Rewards of tokens (R,K,T), R a multiple of the batch's B sources -> (R,K)."""
+    times = tokens.size(0) * tokens.size(1) // len(batch.sources)
+    references = [refs for refs in batch.references for _ in range(times)]
+    sources = [source for source in batch.sources for _ in range(times)]
+    scores = reward(policy.texts(tokens), references, sources)
+    return torch.as_tensor(scores, dtype=torch.float32, device=tokens.device).view(tokens.shape[:2])
+
+
+def widen(text: torch.Tensor, T: int, value: int) -> torch.Tensor:
+    return F.pad(text, (0, T - text.size(-1)), value=value)
+
+
+def forward(cfg: Config, policy: Policy, batch: data.Batch, u: Draws, reward, share: float, mle_tokens: int) -> Terms:
+    """One micro-batch, `share` of the global batch of `mle_tokens` target tokens -> Terms; the loss carries gradient."""
+    model, tok = policy.model, policy.tok
+    B, C, T = batch.static.shape
+    static = batch.static.flatten(0, 1)  # (R,T), R = B·C
+    acts = cfg.setting in ("online", "offline", "semi") and cfg.rl_weight > 0
+    mask = full = None
+    if decodes(cfg):
+        everywhere = torch.full((B,), T + 1, device=static.device)  # the end token is an action too
+        mask = sorl.sample_mask(u.mask, everywhere, 1.0 if cfg.setting == "online" else cfg.p_m)
+        full = sorl.decode(model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k)
+        fed, copies = full.tokens.flatten(0, 1), cfg.K
+    else:
+        starts = torch.tensor(tok.starts_word(), device=static.device) if cfg.mask == "word" else None
+        mask = sorl.sample_mask(u.mask, batch.static_len.flatten(), 0.0 if cfg.setting == "offline" else cfg.p_m,
+                                cfg.mask, static, starts)
+        fed, copies = sorl.observe(static, mask, cfg.observation, tok.mask), C
+    if not acts:
+        fed, copies = fed[:0], 0
+
+    # the RL rows and the MLE rows go through the model together
+    mle_mask = sorl.sample_mask(u.mle, batch.target_len, cfg.base_p_m) & (u.mle_row < 0.5)[:, None]
+    target = sorl.observe(batch.target, mle_mask, "masked", tok.mask)
+    learn = B if cfg.mle_weight > 0 else 0
+    src = torch.cat([batch.src.repeat_interleave(copies, 0), batch.src[:learn]])
+    pad = torch.cat([batch.pad.repeat_interleave(copies, 0), batch.pad[:learn]])
+    logits = sorl.target_logits(model, src, pad, torch.cat([fed, target[:learn]]))
+    rl_logits, mle_logits = logits[:len(fed)], logits[len(fed):]
+
+    mle = logits.new_zeros(())
+    if learn:
+        mle = sorl.mle_loss(mle_logits, batch.target, batch.target_len, cfg.label_smoothing) / mle_tokens
+    terms = Terms(None, logits.new_zeros(()), mle, None, fp_mle=learn, mask=mask, static=static)
+    if acts:
+        rl_terms(cfg, policy, batch, terms, rl_logits, full, u, reward)
+    terms.loss = cfg.mle_weight * mle + cfg.rl_weight * share * terms.rl
+    return terms
+
+
+def rl_terms(cfg, policy, batch, terms: Terms, logits, full, u: Draws, reward) -> None:
+    """Fill in the RL part of Terms: one policy loss for the sampled tokens, one for the static texts' own."""
+    B, C, T = batch.static.shape
+    terms.logits = logits.detach()
+    credit = 1.0 if cfg.setting == "offline" else cfg.static_credit
+    sampled = None
+    if full is not None:
+        sampled = sorl.rollout_given(logits, full.tokens, full.acted, cfg.temperature, cfg.top_k)
+        terms.fp, terms.fp_grad = full.fp, full.fp_grad
+    elif cfg.setting == "semi":
+        sampled = sorl.rollout_one_pass(logits, terms.static, terms.mask, u.tokens, cfg.temperature, cfg.top_k)
+        terms.fp = sampled.fp
+    if sampled is not None:
+        terms.rewards = score(reward, policy, sampled.tokens, batch)
+        A = sorl.advantage(terms.rewards, cfg.baseline, greedy_reward(cfg, policy, batch, terms, logits, reward),
+                           cfg.adv_scale)
+        terms.rollout, terms.A = sampled, A
+        terms.rl = terms.rl + sorl.policy_loss(sampled, A, cfg.length_norm)
+    if credit > 0:
+        kept = sorl.text_mask(batch.static, policy.tok.vocab_size) & ~terms.mask.view(B, C, T)
+        given = sorl.rollout_given(logits, batch.static, kept)
+        rewards = score(reward, policy, batch.static, batch)
+        terms.rl = terms.rl + credit * sorl.policy_loss(given, sorl.advantage(rewards, scale=cfg.adv_scale),
+                                                        cfg.length_norm)
+        if sampled is None:
+            terms.rewards, terms.fp = rewards, B * C
+
+
+def greedy_reward(cfg, policy, batch, terms: Terms, logits, reward):
+    """The self-critical baseline (R,): the reward of the greedy text, or of the greedy fill of the masked positions."""
+    if cfg.baseline != "greedy":
+        return None
+    if decodes(cfg):
+        tokens = generate(policy.model, batch.src, batch.pad, policy.T, static=terms.static, mask=terms.mask)
+        terms.fp = terms.fp + (terms.mask[:, None] & sorl.text_mask(tokens, policy.tok.vocab_size)).sum()
+    else:
+        fill = logits[..., :sorl.PAD].argmax(-1)
+        tokens = torch.where(terms.mask, fill, terms.static)[:, None]
+    return score(reward, policy, tokens, batch)[:, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation: disturbs neither the counts nor the randomness of training
+
+@torch.no_grad()
+def write_texts(policy: Policy, sources: list[str], u=None, beam: int = 1, size: int = 256) -> torch.Tensor:
+    """One text for each source, greedy, by beam search, or sampled by uniforms u (N,1,T) -> ids (N,T)."""
+    policy.model.eval()
+    out, pushed = [], policy.model.pushed.clone()
+    for at in range(0, len(sources), size):
+        src, pad = (t.to(policy.device) for t in data.encode_sources(sources[at:at + size], policy.tok))
+        with autocast(policy.device):
+            if beam > 1:
+                out.append(beam_search(policy.model, src, pad, policy.T, beam))
+            else:
+                rows = None if u is None else u[at:at + size].to(policy.device)
+                out.append(generate(policy.model, src, pad, policy.T, rows)[:, 0])
+    policy.model.pushed.copy_(pushed)
+    return torch.cat(out)
+
+
+def validate(policy: Policy, records: list[Record], reward, limit: int) -> tuple[float, list[str]]:
+    """Mean reward of the greedy texts of the first `limit` records (0 = all), and the texts."""
+    records = records[:limit or None]
+    texts = policy.texts(write_texts(policy, [r.source for r in records])[:, None])
+    return float(reward(texts, [r.references for r in records], [r.source for r in records]).mean()), texts
+
+
+@torch.no_grad()
+def validation_loss(policy: Policy, records: list[Record], limit: int, size: int = 256) -> float:
+    """Mean cross-entropy per token of every target of the first `limit` records, nothing masked; nats."""
+    policy.model.eval()
+    pushed, total, count = policy.model.pushed.clone(), 0.0, 0
+    pairs = [(r, text) for r in records[:limit or None] for text in r.target]
+    for at in range(0, len(pairs), size):
+        some, targets = zip(*pairs[at:at + size])
+        batch = data.make_batch(list(some), list(targets), [[] for _ in some], policy.tok, policy.T).to(policy.device)
+        with autocast(policy.device):
+            logits = sorl.target_logits(policy.model, batch.src, batch.pad, batch.target)
+        total += float(sorl.mle_loss(logits, batch.target, batch.target_len))
+        count += int(batch.target_len.sum())
+    policy.model.pushed.copy_(pushed)
+    return total / count
+
+
+@torch.no_grad()
+def spread(policy: Policy, base: Policy | None, sources: list[str], tokens: torch.Tensor, size: int = 256) -> dict:
+    """Entropy and KL to the base, nats per token, along sampled texts tokens (N,T)."""
+    sums, count, V = {"entropy": 0.0, "kl_to_base": 0.0}, 0, policy.tok.vocab_size
+    for at in range(0, len(sources), size):
+        src, pad = (t.to(policy.device) for t in data.encode_sources(sources[at:at + size], policy.tok))
+        text = tokens[at:at + size]
+        inside = sorl.text_mask(text, V)
+        n = int(inside.sum())
+        logits = sorl.target_logits(policy.model.eval(), src, pad, text)
+        sums["entropy"] += n * float(sorl.entropy(logits, inside))
+        if base is not None:
+            other = sorl.target_logits(base.model.eval(), src, pad, text)
+            sums["kl_to_base"] += n * float(sorl.kl_divergence(logits, other, inside))
+        count += n
+    return {name: total / max(1, count) for name, total in sums.items()}
+
+
+def quality(texts: list[str], records: list[Record], reward) -> dict:
+    """Reward, BLEU and ROUGE-L (0..100) and, where sources have slots, slot errors by both matchers."""
+    sources, references = [r.source for r in records], [r.references for r in records]
+    row = {"reward": float(reward(texts, references, sources).mean()), "bleu": bleu(texts, references),
+           "rougeL": 100 * float(rouge(texts, references)[:, 2].mean()), "slot_error": None, "slot_error2": None}
+    if all(map(has_slots, sources)):
+        for name, count in (("slot_error", slot_errors), ("slot_error2", slot_errors2)):
+            errors, slots = count(texts, sources)
+            row[name] = float(errors.sum() / slots.sum())
+    return row
+
+
+def test_policy(policy: Policy, base: Policy | None, records: list[Record], reward, seed: int, beam: int = 1):
+    """Everything a row of the table says about quality -> (dict, greedy texts)."""
+    sources = [r.source for r in records]
+    texts = policy.texts(write_texts(policy, sources, beam=beam)[:, None])
+    row = quality(texts, records, reward)
+    tokens = write_texts(policy, sources, sorl.uniforms((len(sources), 1, policy.T), seed, "test"))
+    sampled = policy.texts(tokens[:, None])
+    row["sampled_reward"] = float(reward(sampled, [r.references for r in records], sources).mean())
+    row["distinct2"] = sorl.distinct(sampled)
+    return row | spread(policy, base, sources, tokens), texts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run: its folder, its progress line, its loop
+
+class Interrupted(Exception):
+    """Ctrl-C: the run has been saved."""
+
+
+class Progress:
+    """One line, rewritten in place on a terminal; in a log, a new line every few seconds."""
+
+    def __init__(self, name: str, first: int):
+        self.name, self.first, self.tty = name, first, sys.stdout.isatty()  # first: the step this process began at
+        self.begun, self.last = time.perf_counter(), 0.0
+
+    def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
+        now = time.perf_counter()
+        if not final and now - self.last < (0.2 if self.tty else 10.0):
+            return
+        self.last = now
+        left = (now - self.begun) / max(1, step - self.first) * (steps - step) if step > self.first else 0
+        line = f"{self.name:<8} step {step:>5}/{steps}  {text}  {now - self.begun:5.0f} s, {left:4.0f} s left"
+        print("\r\x1b[2K" + line if self.tty else line, end="\n" if final or not self.tty else "", flush=True)
+
+
+def open_log(path: str, size: int):
+    """Append to a log whose first `size` bytes belong to the saved state; what a killed run wrote after them goes."""
+    file = open(path, "a+", encoding="utf-8")
+    file.truncate(min(size, os.path.getsize(path)))
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def write_json(value, path: str) -> None:
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+    os.replace(path + ".tmp", path)
+
+
+def read_json(path: str):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: expected JSON written by train.py ({e!s:.80})") from None
+
+
+def claim(folder: str, cfg: Config, fingerprint: str) -> None:
+    """Make the run's folder. Raises InputError when it holds a run of another config, or cannot be written."""
+    mine = {name: value for name, value in asdict(cfg).items() if name not in NOT_THE_RUN} | {"data_hash": fingerprint}
+    mine = json.loads(json.dumps(mine))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        there = read_json(f"{folder}/config.json")
+        if there is None:
+            write_json(mine, f"{folder}/config.json")
+    except OSError as e:
+        raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
+    if there is not None and there != mine:
+        other = [name for name in mine if not isinstance(there, dict) or there.get(name) != mine[name]] or ["?"]
+        raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])} differ); "
+                         f"expected the same flags, or another --out")
+
+
+COUNTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
+
+
+@dataclass
+class Run:
+    """One training run in its folder: what the loop changes, all of which a checkpoint holds."""
+    cfg: Config
+    policy: Policy
+    folder: str
+    optimizer: torch.optim.Optimizer
+    by_loss: bool                  # the base is chosen by validation loss, RL by validation reward
+    step: int = 0
+    counts: dict = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    best: float = -math.inf
+    static: torch.Tensor | None = None  # (B,C,T) the refreshed texts of the current batch
+    finished: bool = False
+
+    def open_logs(self, sizes: dict) -> None:
+        self.logs = {name: open_log(f"{self.folder}/{name}", sizes.get(name, 0))
+                     for name in ("metrics.jsonl", "samples.txt")}
+
+    def save(self) -> None:
+        sizes = {}
+        for name, file in self.logs.items():
+            file.flush()
+            sizes[name] = file.tell()
+        save(policy_state(self.policy, self.cfg) | {
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "counts": self.counts, "best": self.best,
+            "static": self.static, "logs": sizes, "finished": self.finished}, f"{self.folder}/ckpt.pt")
+
+    def load(self) -> None:
+        """Go on from ckpt.pt, if there is one."""
+        state = load(f"{self.folder}/ckpt.pt") if os.path.exists(f"{self.folder}/ckpt.pt") else None
+        if state:
+            try:
+                self.policy.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.step, self.counts, self.best = state["step"], state["counts"], state["best"]
+                self.static, self.finished = state["static"], state["finished"]
+                if self.static is not None:
+                    self.static = self.static.to(self.policy.device)
+            except (KeyError, RuntimeError, ValueError) as e:
+                raise InputError(f"{self.folder}/ckpt.pt: not the state of this run ({e!s:.100})") from None
+        self.open_logs(state["logs"] if state else {})
+
+
+def make_optimizer(cfg: Config, model: GPT) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay},
+                              {"params": rest, "weight_decay": 0.0}], lr=cfg.lr, betas=(0.9, 0.95))
+
+
+def rate(cfg: Config, done: float) -> float:
+    """Learning rate when a share `done` of the run is over: linear warm-up, then linear decay to 0."""
+    return cfg.lr * min((done + 1e-3) / max(cfg.warmup, 1e-3), (1 - done) / (1 - cfg.warmup))
+
+
+def fresh_static(run: Run, batch: data.Batch) -> torch.Tensor:
+    """C static texts per source sampled from the policy, (B,C,T); one that has not ended is cut, EOS at its end."""
+    cfg, policy = run.cfg, run.policy
+    u = sorl.uniforms((len(batch.sources), cfg.num_static, policy.T), cfg.seed, run.step, "refresh")
+    policy.model.eval()
+    tokens = generate(policy.model, batch.src, batch.pad, policy.T, u.to(policy.device), temperature=cfg.temperature,
+                      top_k=cfg.top_k)
+    run.counts["fp"] += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
+    last = tokens[..., -1]
+    tokens[..., -1] = torch.where(last < policy.tok.pad, policy.tok.eos, last)
+    return tokens
+
+
+def next_batch(run: Run, batches: Batches) -> data.Batch:
+    """The batch of this update; with refresh, one batch and its sampled static texts serve `refresh` updates."""
+    cfg, policy = run.cfg, run.policy
+    batch = batches.get(run.step // max(1, cfg.refresh)).to(policy.device)
+    if cfg.refresh:
+        if run.step % cfg.refresh == 0:
+            run.static = fresh_static(run, batch)
+        batch.static, batch.static_len = run.static, sorl.finish(run.static, policy.tok.vocab_size)[1]
+    if cfg.refresh or decodes(cfg):  # texts may grow up to T
+        batch.target = widen(batch.target, policy.T, policy.tok.pad)
+        batch.static = widen(batch.static, policy.T, policy.tok.pad)
+    return batch
+
+
+def update(run: Run, batches: Batches, reward) -> list[Terms]:
+    """One optimizer step over the micro-batches of one batch -> their Terms."""
+    cfg, policy = run.cfg, run.policy
+    with autocast(policy.device):
+        batch = next_batch(run, batches)
+    B, C, T = batch.static.shape
+    draws = Draws.at(cfg, run.step, B, C, T)
+    mle_tokens, size, parts = int(batch.target_len.sum()), math.ceil(B / cfg.micro_batches), []
+    policy.model.train()
+    for at in range(0, B, size):
+        rows = slice(at, min(at + size, B))
+        with autocast(policy.device):
+            terms = forward(cfg, policy, batch.rows(rows), draws.rows(rows, C, policy.device), reward,
+                            (rows.stop - rows.start) / B, mle_tokens)
+        terms.loss.backward()
+        parts.append(terms)
+    if cfg.clip > 0:
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), cfg.clip)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    return parts
+
+
+def metrics_of(run: Run, parts: list[Terms]) -> dict:
+    """What one update did, as plain numbers."""
+    rewards = [terms.rewards for terms in parts if terms.rewards is not None]
+    row = {"reward": float(torch.cat([r.flatten() for r in rewards]).mean()) if rewards else None,
+           "mle_loss": float(sum(terms.mle.detach() for terms in parts)),
+           "rl_loss": float(sum(terms.rl.detach() for terms in parts)) / len(parts)}
+    for name in ("fp", "fp_grad", "fp_mle"):
+        run.counts[name] += int(sum(getattr(terms, name) for terms in parts))
+    run.counts["tokens"] += int(run.policy.model.pushed[1])
+    run.policy.model.pushed.zero_()
+    return row
+
+
+@torch.no_grad()
+def diagnose(run: Run, terms: Terms) -> dict:
+    """What a reward curve hides, from the last micro-batch of an update (METHOD section 3; the README explains each)."""
+    if terms.rollout is None:
+        return {}
+    row = {"entropy": float(sorl.entropy(terms.logits, terms.mask if not decodes(run.cfg) else
+                                         terms.rollout.acted.flatten(0, 1)))}
+    if not decodes(run.cfg):
+        row["fill_accuracy"] = sorl.fill_accuracy(terms.logits, terms.static, terms.mask)
+        row["repetition"] = float(sorl.repetition(terms.rollout.tokens, terms.mask))
+    worth, count = sorl.reward_by_token(terms.rollout, terms.A, run.policy.tok.vocab_size)
+    often = count >= 0.002 * count.sum()
+    ids = torch.nonzero(often).squeeze(1)[worth[often].argsort(descending=True)].tolist()
+    row["words_that_pay"] = [run.policy.tok.decode([i]) for i in ids[:5]]
+    row["words_that_cost"] = [run.policy.tok.decode([i]) for i in ids[:-6:-1]]
+    return row
+
+
+def evaluate(run: Run, records: list[Record], reward, row: dict) -> None:
+    """Fill validation figures into a metrics row, write samples.txt, and keep best.pt."""
+    cfg = run.cfg
+    row["val_reward"], texts = validate(run.policy, records, reward, cfg.eval_size)
+    if run.by_loss:
+        row["val_loss"] = validation_loss(run.policy, records, cfg.eval_size)
+    run.logs["samples.txt"].write(f"step {run.step}  validation reward {row['val_reward']:.4f}\n" + "".join(
+        f"  {r.source}\n    {r.put_names_back(text)}\n" for r, text in zip(records[:3], texts)))
+    better = -row["val_loss"] if run.by_loss else row["val_reward"]
+    if better > run.best:
+        run.best = better
+        save(policy_state(run.policy, cfg) | {"step": run.step}, f"{run.folder}/best.pt")
+
+
+def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
+    """The loop: rate, update, evaluate, log, save. Raises Interrupted after Ctrl-C, with everything saved."""
+    cfg = run.cfg
+    batches, progress, stop = Batches(cfg, dataset["train"], run.policy, reward), Progress(name, run.step), []
+    usual = signal.signal(signal.SIGINT, lambda *_: stop.append(1) or signal.signal(signal.SIGINT, usual))
+    if run.step == 0:
+        row = {"step": 0, "setting": cfg.setting, "reward": None, **run.counts}
+        evaluate(run, dataset["val"], reward, row)
+        run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
+        run.save()
+    while not run.finished:
+        spent = run.counts["fp"] / cfg.budget_fp if cfg.budget_fp else 0.0
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate(cfg, min(1.0, max(run.step / cfg.steps, spent)))
+        begun = time.perf_counter()
+        parts = update(run, batches, reward)
+        row = {"step": run.step, "setting": cfg.setting} | metrics_of(run, parts) | {"val_reward": None}
+        run.counts["seconds"] += time.perf_counter() - begun
+        row |= run.counts
+        if not math.isfinite(row["mle_loss"] + row["rl_loss"]):
+            raise InputError(f"{run.folder}: the loss is not finite at step {run.step}; try a smaller --lr (the last "
+                             f"saved state is kept)")
+        over = cfg.budget_fp and run.counts["fp"] >= cfg.budget_fp
+        run.finished = run.step >= cfg.steps or bool(over)
+        if run.step % cfg.eval_every == 0 or run.finished:
+            evaluate(run, dataset["val"], reward, row)
+            row |= diagnose(run, parts[-1])
+        run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
+        if run.step % cfg.save_every == 0 or run.finished or stop:
+            run.save()
+        text = f"mle {row['mle_loss']:.3f}" if row["reward"] is None else f"reward {row['reward']:.3f}"
+        progress.show(run.step, cfg.steps, f"{text}  best {run.best:.3f}  FP {run.counts['fp']:>8,}", run.finished)
+        if stop:
+            raise Interrupted(run.folder)
+    signal.signal(signal.SIGINT, usual)
+    for file in run.logs.values():
+        file.close()
+
+
+def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, by_loss: bool = False) -> Run:
+    """Claim the folder, go on from its last checkpoint if there is one, and train to the end."""
+    claim(folder, cfg, data.data_hash(dataset))
+    run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), by_loss)
+    run.load()
+    fit(run, dataset, reward, name)
+    return run
+
+
+def base_config(cfg: Config) -> Config:
+    """The run of the base model; what does not concern it is reset, so that every setting shares it."""
+    own = ("data", "seed", "base_steps", "base_lr", "base_batch", "base_p_m", "label_smoothing", "weight_decay", "clip",
+           "n_layer", "n_head", "n_embd", "dropout", "block_size", "max_len", "tokenizer", "vocab_size", "eval_size")
+    same = {name: getattr(cfg, name) for name in own}
+    return Config(mode="train", setting="mle", steps=cfg.base_steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
+                  mle_weight=1.0, rl_weight=0.0, K=1, eval_every=max(1, cfg.base_steps // 6), **same)
+
+
+def make_base(cfg: Config, folder: str, dataset, reward, device: torch.device) -> Policy:
+    """The base model in `folder`, trained unless it is there already; the weights of least validation loss."""
+    base = base_config(cfg)
+    policy = new_policy(base, dataset, device)
+    if cut := check_lengths(dataset, policy):
+        print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
+    start(base, folder, policy, dataset, reward, "base", by_loss=True)
+    return load_policy(f"{folder}/best.pt", device)
+
+
+def with_candidates(cfg: Config, folder: str, dataset, base: Policy, reward):
+    """The data with `candidates` samples of the base as static texts (made once, kept in `folder`), and their FPs."""
+    if cfg.candidates == 0 or cfg.refresh or cfg.setting in ("mle", "online"):
+        return dataset, 0
+    path = f"{folder}/candidates.jsonl"
+    if not os.path.exists(path):
+        records, fp = sample_candidates(base, dataset["train"], cfg.candidates, reward, cfg.seed)
+        write_json({"fp": fp}, f"{folder}/candidates.json")
+        data.save_records(records, path)
+    return dataset | {"train": data.load_records(path)}, read_json(f"{folder}/candidates.json")["fp"]
+
+
+def sample_candidates(policy: Policy, records: list[Record], num: int, reward, seed: int, temperature: float = 1.0):
+    """`num` texts for each record, best first by reward -> (records with them as static, FPs)."""
+    out, fp, size = [], 0, max(1, 512 // num)
+    progress = Progress("sample", 0)
+    for at in range(0, len(records), size):
+        some = records[at:at + size]
+        src, pad = (t.to(policy.device) for t in data.encode_sources([r.source for r in some], policy.tok))
+        u = sorl.uniforms((len(some), num, policy.T), seed, at, "candidates").to(policy.device)
+        with autocast(policy.device):
+            tokens = generate(policy.model.eval(), src, pad, policy.T, u, temperature=temperature)
+        fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
+        for r, ids in zip(some, tokens):
+            texts = [text for text in policy.texts(ids[None]) if text.strip()] or r.static
+            scores = reward(texts, [r.references] * len(texts), [r.source] * len(texts))
+            ranked = [text for _, text in sorted(zip(-scores, texts), key=lambda pair: pair[0])]
+            out.append(replace(r, static=ranked))
+        progress.show(len(out), len(records), f"FP {fp:>8,}", len(out) == len(records))
+    policy.model.pushed.zero_()
+    return out, fp
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The modes
+
+ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "seed", "val_reward", "test_reward", "sampled_reward",
+       "bleu", "rougeL", "slot_error", "slot_error2", "entropy", "kl_to_base", "distinct2", "fp", "fp_grad", "fp_mle",
+       "tokens", "seconds", "steps")
+
+
+def make_row(name: str, cfg: Config, run_state: dict, quality_row: dict) -> dict:
+    """One row of results.json."""
+    semi, plain = cfg.setting == "semi", cfg.setting in ("mle", "base")
+    p_m = None if plain else {"online": 1.0, "offline": 0.0}.get(cfg.setting, cfg.p_m)
+    row = {"name": name, "setting": "base" if name == "base" else cfg.setting,
+           "observation": cfg.observation if semi else None, "p_m": p_m, "K": None if plain else cfg.K,
+           "refresh": cfg.refresh if semi else None, "seed": cfg.seed, "val_reward": run_state["val_reward"],
+           "test_reward": quality_row["reward"], "steps": run_state["step"]}
+    row |= {key: quality_row[key] for key in ROW if key in quality_row}
+    row |= {key: run_state["counts"][key] for key in COUNTS}
+    return {key: row[key] for key in ROW}
+
+
+def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, name: str, device, extra_fp: int = 0):
+    """Test the best weights of a finished run; write predictions.txt -> its row."""
+    policy = load_policy(f"{folder}/best.pt", device)
+    quality_row, texts = test_policy(policy, base, dataset["test"], reward, cfg.seed)
+    with open(f"{folder}/predictions.txt", "w", encoding="utf-8") as file:
+        file.writelines(f"{r.source}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
+    state = load(f"{folder}/ckpt.pt")
+    state["counts"]["fp"] += extra_fp
+    val_reward, _ = validate(policy, dataset["val"], reward, cfg.eval_size)
+    return make_row(name, cfg, state | {"val_reward": val_reward}, quality_row)
+
+
+def run_one(cfg: Config, name: str, folder: str, base: Policy, base_folder: str, dataset, reward, device) -> dict:
+    """Train one setting from the base in its own folder -> its row."""
+    dataset, extra_fp = with_candidates(cfg, base_folder, dataset, base, reward)
+    policy = Policy(GPT(base.model.config).to(device), base.tok, base.T, device)
+    policy.model.load_state_dict(base.model.state_dict())
+    if cfg.compile:
+        policy.model.compile()
+    start(cfg, folder, policy, dataset, reward, name)
+    return finish_run(cfg, folder, base, dataset, reward, name, device, extra_fp)
+
+
+def compare(given: dict) -> None:
+    """Every setting from one base, for each seed; a table, results.json and compare.png. Goes on where it stopped."""
+    cfg = make_config(given)
+    device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
+    claim(cfg.out, replace(cfg, mode="compare"), data.data_hash(dataset))
+    rows = read_json(f"{cfg.out}/results.json") or []
+    seeds = cfg.seeds or (cfg.seed,)
+    for seed in seeds:
+        home = cfg.out if len(seeds) == 1 else f"{cfg.out}/seed{seed}"
+        done = {row["name"] for row in rows if row["seed"] == seed}
+        if done >= {"base", *SETTINGS}:
+            continue
+        seeded = given | {"seed": seed}
+        base = make_base(make_config(seeded), f"{home}/base", dataset, reward, device)
+        for name in ("base", *SETTINGS):
+            if name in done:
+                continue
+            one = make_config(seeded, name) if name != "base" else base_config(make_config(seeded))
+            if name == "base":
+                row = finish_run(one, f"{home}/base", base, dataset, reward, name, device)
+            else:
+                row = run_one(one, name, f"{home}/{name}", base, f"{home}/base", dataset, reward, device)
+            rows.append(row)
+            write_json(rows, f"{cfg.out}/results.json")
+    print_table(rows)
+    print_threshold(cfg.out, seeds)
+    print_samples(cfg.out if len(seeds) == 1 else f"{cfg.out}/seed{seeds[0]}", dataset, reward)
+    draw_compare(cfg.out, seeds, rows)
+    print(f"\nwrote {cfg.out}/results.json and {cfg.out}/compare.png")
+
+
+COLUMNS = (("name", "{:<8}"), ("p_m", "{:>4.2f}"), ("K", "{:>3}"), ("refresh", "{:>7}"), ("val_reward", "{:>6.3f}"),
+           ("test_reward", "{:>6.3f}"), ("sampled_reward", "{:>7.3f}"), ("bleu", "{:>5.1f}"), ("rougeL", "{:>6.1f}"),
+           ("slot_error", "{:>7.2%}"), ("slot_error2", "{:>7.2%}"), ("entropy", "{:>7.3f}"), ("kl_to_base", "{:>6.3f}"),
+           ("distinct2", "{:>6.3f}"), ("fp", "{:>9,}"), ("fp_grad", "{:>8,}"), ("fp_mle", "{:>7,}"),
+           ("tokens", "{:>11,}"), ("seconds", "{:>7.1f}"), ("steps", "{:>5}"))
+SHORT = {"val_reward": "val R", "test_reward": "test R", "sampled_reward": "sampled", "rougeL": "RougeL",
+         "slot_error": "slots", "slot_error2": "slots2", "kl_to_base": "KL", "distinct2": "dist2", "bleu": "BLEU",
+         "fp_grad": "grad FP", "fp": "FP", "fp_mle": "MLE FP"}
+
+
+def print_table(rows: list[dict]) -> None:
+    """The rows as an aligned table, a line per setting and seed."""
+    columns = [(key, form) for key, form in COLUMNS if any(row[key] is not None for row in rows)]
+    lines = [[SHORT.get(key, key) for key, _ in columns]]
+    lines += [["-" if row[key] is None else form.format(row[key]).strip() for key, form in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    print()
+    for line in lines:
+        print("  ".join([line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:])]))
+
+
+def read_metrics(folder: str) -> list[dict]:
+    with open(f"{folder}/metrics.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def first_reach(metrics: list[dict], level: float) -> dict | None:
+    """The first evaluated line at which validation reward reaches `level`."""
+    return next((row for row in metrics if row["val_reward"] is not None and row["val_reward"] >= level), None)
+
+
+def print_threshold(out: str, seeds) -> None:
+    """At what cost online and refresh first come within 0.02 of online's final validation reward."""
+    for seed in seeds:
+        home = out if len(seeds) == 1 else f"{out}/seed{seed}"
+        online, refresh = read_metrics(f"{home}/online"), read_metrics(f"{home}/refresh")
+        level = online[-1]["val_reward"] - 0.02
+        reached = [first_reach(metrics, level) for metrics in (online, refresh)]
+        print(f"\nseed {seed}: validation reward {level:.3f} (online's last less 0.02) first reached:")
+        for name, row in zip(("online", "refresh"), reached):
+            print(f"  {name:<8}" + (f"{row['fp']:>9,} FP  {row['seconds']:>6.1f} s  step {row['step']}" if row else " never"))
+        if all(reached) and reached[1]["fp"]:
+            print(f"  online needs {reached[0]['fp'] / reached[1]['fp']:.1f} times the FPs")
+
+
+def print_samples(home: str, dataset, reward, count: int = 2) -> None:
+    """The first test sources and what each setting's tested weights wrote for them."""
+    print("\nsamples (greedy, test sources)")
+    texts = {}
+    for name in ("base", *SETTINGS):
+        with open(f"{home}/{name}/predictions.txt", encoding="utf-8") as file:
+            texts[name] = file.read().splitlines()[1::2]
+    for i, r in enumerate(dataset["test"][:count]):
+        print(f"  {r.put_names_back(r.source)}")
+        for name, lines in texts.items():
+            print(f"    {name:<8} {lines[i].strip()}")
+
+
+def draw_compare(out: str, seeds, rows: list[dict]) -> None:
+    """compare.png: validation reward against sampling FPs (log axis) and against seconds, a line per setting."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for name in SETTINGS:
+        for seed in seeds:
+            metrics = read_metrics(f"{out if len(seeds) == 1 else f'{out}/seed{seed}'}/{name}")
+            points = [m for m in metrics if m["val_reward"] is not None]
+            look = STYLE[name] | {"label": name if seed == seeds[0] else None, "linewidth": 1.8, "markersize": 5,
+                                  "markevery": max(1, len(points) // 8)}
+            sampled = [m for m in points if m["fp"] > 0]
+            if sampled:
+                axes[0].plot([m["fp"] for m in sampled], [m["val_reward"] for m in sampled], **look)
+            axes[1].plot([m["seconds"] for m in points], [m["val_reward"] for m in points], **look)
+    base = sum(row["val_reward"] for row in rows if row["name"] == "base") / len(seeds)
+    for axis, label in zip(axes, ("forward propagations that sample (log scale)", "seconds of training (symmetric log scale)")):
+        axis.axhline(base, label="base", **{k: v for k, v in STYLE["base"].items() if k != "marker"})
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_xscale("log")
+    axes[1].set_xscale("symlog", linthresh=2)
+    axes[0].set_ylabel("reward of greedy texts, validation")
+    handles, labels = axes[1].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    fig.suptitle("Reward against cost: what sampling costs each setting, from the same base model")
+    fig.tight_layout(rect=(0, 0.07, 1, 1))
+    fig.savefig(f"{out}/compare.png", dpi=120)
+    plt.close(fig)
+
+
+def train_mode(given: dict) -> None:
+    """One run from OUT/base, from --init, or on from where --resume stopped; prints its row."""
+    if given.get("resume"):
+        given = resumed(given)
+    cfg = make_config(given)
+    device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
+    if cfg.init:
+        base, base_folder = load_policy(cfg.init, device), cfg.out
+        asked = {name: given[name] for name in ("n_layer", "n_head", "n_embd", "block_size") if name in given}
+        if any(getattr(base.model.config, name) != value for name, value in asked.items()):
+            raise InputError(f"{cfg.init}: a model of another shape, {base.model.config}; expected {asked}")
+        check_lengths(dataset, base)
+        claim(cfg.out, cfg, data.data_hash(dataset))
+    else:
+        claim(cfg.out, cfg, data.data_hash(dataset))
+        base_folder = f"{cfg.out}/base"
+        base = make_base(cfg, base_folder, dataset, reward, device)
+    write_json({name: value for name, value in given.items() if name != "resume"}, f"{cfg.out}/flags.json")
+    row = run_one(cfg, name_of(cfg), cfg.out, base, base_folder, dataset, reward, device)
+    write_json([row], f"{cfg.out}/results.json")
+    print_table([row])
+
+
+def resumed(given: dict) -> dict:
+    """The flags of the run in --resume, with those given now where they may differ."""
+    folder = given["resume"]
+    there = read_json(f"{folder}/flags.json")
+    if there is None:
+        raise InputError(f"--resume {folder}: no run there; expected a folder that train.py --mode train has made")
+    known = {f.name for f in fields(Config)}
+    for name, value in given.items():
+        if name not in NOT_THE_RUN and there.get(name, value) != value:
+            raise InputError(f"--resume {folder}: that run has {name} = {there[name]}, not {value}")
+    return {name: value for name, value in there.items() if name in known} | {
+        name: value for name, value in given.items() if name in NOT_THE_RUN and name != "preset"} | {"out": folder}
+
+
+def eval_mode(given: dict) -> None:
+    """Quality of a checkpoint's greedy or beam texts on the test split; predictions next to it in --out."""
+    cfg = make_config(given)
+    policy, dataset = needed_policy(cfg), data.load_dataset(cfg.data)
+    check_lengths(dataset, policy)
+    row, texts = test_policy(policy, None, dataset["test"], load_reward(cfg.reward), cfg.seed, cfg.beam)
+    row.pop("kl_to_base")
+    for name, value in row.items():
+        if value is not None:
+            print(f"{name:<15}{value:10.4f}")
+    os.makedirs(cfg.out, exist_ok=True)
+    with open(f"{cfg.out}/predictions.txt", "w", encoding="utf-8") as file:
+        file.writelines(f"{r.source}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
+    print(f"wrote {cfg.out}/predictions.txt")
+
+
+def needed_policy(cfg: Config) -> Policy:
+    if not cfg.init:
+        raise InputError(f"--mode {cfg.mode}: expected --init, the checkpoint to use, such as out/refresh/best.pt")
+    return load_policy(cfg.init, pick_device(cfg.device))
+
+
+def candidates_mode(given: dict) -> None:
+    """Sample, score and rank `num` texts a source; write the data again with them as static texts, best first."""
+    cfg = make_config(given)
+    if not cfg.out_data:
+        raise InputError("--mode candidates: expected --out_data, the folder to write")
+    if os.path.exists(cfg.out_data) and os.listdir(cfg.out_data):
+        raise InputError(f"--out_data {cfg.out_data}: holds files already; expected a new folder")
+    policy, dataset, reward = needed_policy(cfg), data.load_dataset(cfg.data), load_reward(cfg.reward)
+    check_lengths(dataset, policy)
+    os.makedirs(cfg.out_data, exist_ok=True)
+    total = 0
+    for split in SPLITS:
+        records, fp = sample_candidates(policy, dataset[split], cfg.num, reward, cfg.seed, cfg.temperature)
+        data.save_records(records, f"{cfg.out_data}/{split}.jsonl")
+        total += fp
+    write_json({"fp": total, "num": cfg.num, "init": cfg.init}, f"{cfg.out_data}/candidates.json")
+    print(f"wrote {cfg.out_data}: {cfg.num} candidates a source, {total:,} FP")
+
+
+@torch.no_grad()
+def sample_mode(given: dict) -> None:
+    """Watch the method on one source: static text, masked input, fills with rewards and advantages, greedy text."""
+    cfg = make_config(given)
+    policy = needed_policy(cfg)
+    if not cfg.source.strip():
+        raise InputError("--mode sample: expected --source, the text to write from")
+    tok, model = policy.tok, policy.model.eval()
+    if len(tok.encode(cfg.source)) + policy.T > model.config.block_size:
+        raise InputError(f"--source: {len(tok.encode(cfg.source))} tokens; expected at most "
+                         f"{model.config.block_size - policy.T}")
+    greedy = policy.texts(write_texts(policy, [cfg.source])[:, None])[0]
+    static = cfg.static_text or greedy
+    record = Record(cfg.source, [cfg.reference or static], [static], [static])
+    batch = data.make_batch([record], [static], [[static]], tok, policy.T).to(policy.device)
+    _, _, T = batch.static.shape
+    draws = Draws.at(cfg, 0, 1, 1, T).rows(slice(0, 1), 1, policy.device)
+    mask = sorl.sample_mask(draws.mask, batch.static_len[0], cfg.p_m)
+    logits = sorl.target_logits(model, batch.src, batch.pad, sorl.observe(batch.static[0], mask, "masked", tok.mask))
+    rollout = sorl.rollout_one_pass(logits, batch.static[0], mask, draws.tokens, cfg.temperature, cfg.top_k)
+    pieces = [tok.decode([i]).join("[]" if m else "  ").strip() for i, m in zip(batch.static[0, 0].tolist(), mask[0])]
+    masked = ["[MASK]" if m else piece for piece, m in zip(pieces, mask[0].tolist())][:int(batch.static_len[0, 0]) - 1]
+    print(f"source   {cfg.source}\nstatic   {static}\nmasked   {' '.join(masked)}")
+    if cfg.reference:
+        rewards = score(load_reward(cfg.reward), policy, rollout.tokens, batch)
+        A = sorl.advantage(rewards, cfg.baseline if cfg.baseline != "greedy" else "mean", scale=cfg.adv_scale)
+        for text, R, a in list(zip(policy.texts(rollout.tokens), rewards[0].tolist(), A[0].tolist()))[:8]:
+            print(f"fill     {text}   R {R:.3f}  A {a:+.2f}")
+    else:
+        for text in policy.texts(rollout.tokens)[:8]:
+            print(f"fill     {text}")
+    print(f"greedy   {greedy}")
+
+
+MODES = {"compare": compare, "train": train_mode, "eval": eval_mode, "sample": sample_mode,
+         "candidates": candidates_mode}
+
+
+def main(argv: list[str]) -> None:
+    given = parse_args(argv)
+    try:
+        MODES[given.get("mode", "compare")](given)
+    except InputError as e:
+        fail(str(e))
+    except OSError as e:
+        fail(f"{e.filename or 'a file'}: {e.strerror}")
+    except Interrupted as e:
+        print(f"\nsaved in {e}; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
