@@ -78,12 +78,12 @@ class Config:
     seed: int = flag(0, "seed of everything that is drawn")
     seeds: tuple = flag((), "compare: several seeds, each with its own base")
     # the base model
-    base_steps: int = flag(600, "updates of maximum likelihood before RL")
-    base_lr: float = flag(2e-3, "their peak learning rate")
-    base_batch: int = flag(64, "texts per update")
+    base_steps: int = flag(800, "updates of maximum likelihood before RL")
+    base_lr: float = flag(4e-3, "their peak learning rate")
+    base_batch: int = flag(32, "texts per update")
     base_p_m: float = flag(0.3, "half of their rows have inputs masked at this rate, so that [MASK] gets a meaning")
     # the network and its texts
-    n_layer: int = flag(4, "blocks")
+    n_layer: int = flag(3, "blocks")
     n_head: int = flag(4, "attention heads")
     n_embd: int = flag(128, "width")
     dropout: float = flag(0.0, "dropout")
@@ -126,6 +126,17 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "static": dict(steps=60, batch_size=64, eval_every=10),
         "refresh": dict(steps=200, batch_size=32, eval_every=10),
     },
+}
+PRESETS["e2e"] = {
+    "": dict(reward="rouge+slot", n_layer=4, block_size=112, max_len=64, dropout=0.1, base_steps=1500, base_batch=64,
+             base_lr=2e-3, eval_size=0, candidates=4),
+    "mle": dict(steps=60, batch_size=32),
+    "offline": dict(steps=120, num_static=4, batch_size=16),
+    "online": dict(steps=40, K=8, batch_size=32, lr=1.5e-4, mle_weight=0.3, eval_every=10),
+    "full": dict(steps=30, K=8),
+    "masked": dict(steps=100),
+    "static": dict(steps=100),
+    "refresh": dict(steps=240, batch_size=8, num_static=4, static_credit=1.0, lr=1.5e-4, mle_weight=0.3),
 }
 STYLE = {  # one look per setting in every figure of the project; lightness, dash and marker differ, for print in grey
     "base": dict(color="#7f7f7f", linestyle=":", marker="x"),
