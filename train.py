@@ -128,7 +128,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
     },
 }
 PRESETS["e2e"] = {
-    "": dict(reward="rouge+slot", n_layer=4, block_size=112, max_len=64, dropout=0.1, base_steps=1500, base_batch=64,
+    "": dict(reward="rouge+slot", n_layer=4, block_size=112, max_len=64, weight_decay=0.1, base_steps=1200, base_batch=64,
              base_lr=2e-3, eval_size=0, candidates=4),
     "mle": dict(steps=60, batch_size=32),
     "offline": dict(steps=120, num_static=4, batch_size=16),
@@ -154,7 +154,7 @@ NOT_THE_RUN = {"mode", "out", "resume", "init", "device", "compile", "save_every
 
 def fail(message: str):
     """One clear line on stderr, exit code 2."""
-    print(f"train.py: {message}", file=sys.stderr)
+    print("train.py: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
 
@@ -845,7 +845,7 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
     cfg = run.cfg
     batches, progress, stop = Batches(cfg, dataset["train"], run.policy, reward), Progress(name, run.step), []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(1) or signal.signal(signal.SIGINT, usual))
-    if run.step == 0:
+    if run.best == -math.inf:  # a new run: where does it start?
         row = {"step": 0, "setting": cfg.setting, "reward": None, **run.counts}
         evaluate(run, dataset["val"], reward, row)
         run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
@@ -868,6 +868,7 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
             evaluate(run, dataset["val"], reward, row)
             row |= diagnose(run, parts[-1])
         run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
+        run.logs["metrics.jsonl"].flush()
         if run.step % cfg.save_every == 0 or run.finished or stop:
             run.save()
         text = f"mle {row['mle_loss']:.3f}" if row["reward"] is None else f"reward {row['reward']:.3f}"
@@ -880,8 +881,7 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
 
 
 def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, by_loss: bool = False) -> Run:
-    """Claim the folder, go on from its last checkpoint if there is one, and train to the end."""
-    claim(folder, cfg, data.data_hash(dataset))
+    """Go on from the folder's last checkpoint, if there is one, and train to the end."""
     run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), by_loss)
     run.load()
     fit(run, dataset, reward, name)
@@ -900,6 +900,7 @@ def base_config(cfg: Config) -> Config:
 def make_base(cfg: Config, folder: str, dataset, reward, device: torch.device) -> Policy:
     """The base model in `folder`, trained unless it is there already; the weights of least validation loss."""
     base = base_config(cfg)
+    claim(folder, base, data.data_hash(dataset))
     policy = new_policy(base, dataset, device)
     if cut := check_lengths(dataset, policy):
         print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
@@ -975,6 +976,7 @@ def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, n
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, base_folder: str, dataset, reward, device) -> dict:
     """Train one setting from the base in its own folder -> its row."""
+    claim(folder, cfg, data.data_hash(dataset))
     dataset, extra_fp = with_candidates(cfg, base_folder, dataset, base, reward)
     policy = Policy(GPT(base.model.config).to(device), base.tok, base.T, device)
     policy.model.load_state_dict(base.model.state_dict())

@@ -1,0 +1,385 @@
+"""The trainer end to end on a tiny model and a tiny data set: modes, resume, counts, errors."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import data
+import sorl
+import train
+from data import forecast
+from data.rewards import load_reward
+
+TINY = ["--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--base_steps", "4", "--base_batch", "8", "--batch_size", "4",
+        "--K", "3", "--vocab_size", "300", "--steps", "6", "--eval_every", "2", "--eval_size", "6", "--block_size", "160",
+        "--save_every", "3", "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A data set of 24 / 6 / 6 records on disk."""
+    path = tmp_path_factory.mktemp("data")
+    for split, records in forecast.generate("forecast").items():
+        data.save_records(records[:24 if split == "train" else 6], str(path / f"{split}.jsonl"))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def base(folder, tmp_path_factory):
+    """A base checkpoint of the tiny model."""
+    out = str(tmp_path_factory.mktemp("base") / "run")
+    train.main(["--mode", "train", "--setting", "mle", *TINY, "--data", folder, "--out", out])
+    return f"{out}/base/best.pt"
+
+
+def run(folder, base, out, *flags):
+    train.main(["--mode", "train", *TINY, "--data", folder, "--init", base, "--out", str(out), *flags])
+    return json.load(open(f"{out}/results.json"))[0]
+
+
+def metrics(out):
+    return [json.loads(line) for line in open(f"{out}/metrics.jsonl")]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+SETTINGS = {
+    "mle": ("--setting", "mle"),
+    "offline": ("--setting", "offline", "--num_static", "3"),
+    "online": ("--setting", "online"),
+    "full": ("--setting", "semi", "--observation", "full", "--p_m", "0.5"),
+    "masked": ("--setting", "semi"),
+    "static": ("--setting", "semi", "--observation", "static"),
+    "refresh": ("--setting", "semi", "--refresh", "2", "--num_static", "2", "--static_credit", "0.5"),
+    "greedy": ("--setting", "semi", "--baseline", "greedy", "--mask", "word", "--length_norm", "masked"),
+    "count": ("--setting", "semi", "--baseline", "loo", "--mask", "count", "--static", "worst", "--top_k", "5"),
+    "random": ("--setting", "semi", "--static", "random", "--adv_scale", "false", "--mle_weight", "0"),
+    "candidates": ("--setting", "semi", "--static", "best", "--candidates", "2", "--temperature", "0.8"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_trains_and_counts(folder, base, tmp_path, name):
+    """A run of 6 updates changes the weights, fills its folder, and counts what METHOD's table says it costs."""
+    row = run(folder, base, tmp_path / "run", *SETTINGS[name])
+    out = tmp_path / "run"
+    assert {"config.json", "metrics.jsonl", "samples.txt", "ckpt.pt", "best.pt", "results.json"} <= set(os.listdir(out))
+    assert not same(weights(base), weights(f"{out}/ckpt.pt")) and row["steps"] == 6
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == list(range(7))
+    assert lines[6]["val_reward"] is not None and lines[5]["val_reward"] is None
+    sources, updates = 4, 6
+    if name in ("masked", "static", "greedy", "count", "random"):
+        assert row["fp"] == sources * updates and row["fp_grad"] == 0
+    if name == "mle":
+        assert row["fp"] == 0 and row["fp_mle"] == sources * updates
+    if name == "offline":
+        assert row["fp"] == 3 * sources * updates  # one FP a candidate
+    if name == "online":
+        assert row["fp_grad"] == 3 * sources * updates < row["fp"]
+    if name == "refresh":
+        assert row["fp"] > 2 * sources * updates  # the masked passes, and the tokens of 3 · 8 sampled texts
+    if name != "mle" and name != "random":
+        assert row["fp_mle"] == sources * updates
+
+
+@pytest.mark.parametrize("name", ["online", "full"])
+def test_decoding_counts_the_rows_really_sampled(folder, base, name):
+    """FP of one update = acted positions of the texts that were really drawn, recomputed here from the uniforms."""
+    given = dict(zip(["setting", "observation", "p_m", "K"], ["online" if name == "online" else "semi", "full", 0.5, 3]))
+    cfg = train.make_config(given | {"batch_size": 4, "steps": 6, "data": folder})
+    policy = train.load_policy(base, torch.device("cpu"))
+    runner = train.Run(cfg, policy, "", train.make_optimizer(cfg, policy.model), False)
+    batches = train.Batches(cfg, data.load_dataset(folder)["train"], policy, None)
+    batch = train.next_batch(runner, batches)
+    draws = train.Draws.at(cfg, 0, 4, 1, policy.T)
+    p = 1.0 if name == "online" else 0.5
+    mask = sorl.sample_mask(draws.mask, torch.full((4,), policy.T + 1), p)
+    expected = sorl.decode(policy.model, batch.src, batch.pad, batch.static[:, 0], mask, draws.tokens)
+    parts = train.update(runner, batches, load_reward("rouge"))
+    assert parts[0].fp == expected.acted.sum() == (expected.tokens != policy.tok.pad)[mask[:, None].expand_as(
+        expected.tokens)].sum()
+
+
+@pytest.mark.parametrize("name", ["online", "masked", "refresh", "offline"])
+def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
+    """A batch of 4 in one, two or four parts: the same rewards drawn, the same gradient to 1e-6."""
+    gradients, rewards = [], []
+    for parts in (1, 2, 4):
+        given = train.parse_args([*TINY, *SETTINGS[name], "--data", folder, "--micro_batches", str(parts)])
+        cfg = train.make_config(given)
+        policy = train.load_policy(base, torch.device("cpu"))
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)  # the step is the gradient
+        before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+        runner = train.Run(train.replace(cfg, clip=0.0), policy, "", optimizer, False)
+        terms = train.update(runner, train.Batches(cfg, data.load_dataset(folder)["train"], policy, None),
+                             load_reward("rouge"))
+        rewards.append(torch.cat([t.rewards for t in terms]))
+        gradients.append({n: before[n] - p.detach() for n, p in policy.model.named_parameters()})
+    for other, gradient in zip(rewards[1:], gradients[1:]):
+        assert torch.equal(other, rewards[0])
+        assert all((gradient[n] - gradients[0][n]).abs().max() < 1e-6 for n in gradient)
+    assert max(g.abs().max() for g in gradients[0].values()) > 1e-3
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name, at", [("refresh", 6), ("refresh", 10), ("online", 5), ("masked", 9)])
+def test_resume_equals_uninterrupted(folder, base, tmp_path, name, at):
+    """Stopped anywhere and resumed: weights, metrics and samples are those of the run that was not stopped, bit for bit
+    (seconds aside). The stop comes between two saves, so the logs hold lines that the resumed run writes again."""
+    run(folder, base, tmp_path / "whole", *SETTINGS[name])
+
+    calls = [0]
+
+    def bomb(hypotheses, references, sources):
+        calls[0] += 1
+        if calls[0] == bomb.at:
+            raise Stop
+        return load_reward("rouge")(hypotheses, references, sources)
+
+    given = train.parse_args(["--mode", "train", *TINY, *SETTINGS[name], "--data", folder, "--init", base,
+                              "--out", str(tmp_path / "cut")])
+    cfg, device = train.make_config(given), torch.device("cpu")
+    bomb.at = at  # the call of the reward at which the run dies
+    dataset, policy = data.load_dataset(folder), train.load_policy(base, device)
+    train.claim(str(tmp_path / "cut"), cfg, data.data_hash(dataset))
+    with pytest.raises(Stop):
+        train.start(cfg, str(tmp_path / "cut"), policy, dataset, bomb, name)
+    assert len(metrics(tmp_path / "cut")) < 7
+    train.write_json(given, str(tmp_path / "cut" / "flags.json"))
+    train.main(["--mode", "train", "--resume", str(tmp_path / "cut")])
+
+    for file in ("ckpt.pt", "best.pt"):
+        assert same(weights(tmp_path / "whole" / file), weights(tmp_path / "cut" / file))
+    def timeless(out):
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(out)]
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
+    assert (tmp_path / "whole/samples.txt").read_text() == (tmp_path / "cut/samples.txt").read_text()
+
+
+def test_a_save_that_is_killed_leaves_the_old_file(tmp_path):
+    """kill -9 in the middle of writing: the checkpoint is still the one before, and loads."""
+    path = str(tmp_path / "ckpt.pt")
+    train.save({"step": 1}, path)
+    code = ("import sys, os, signal, train\n"
+            "class Bomb:\n def __reduce__(self):\n  os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"train.save({{'weights': [0.0] * 100000, 'bomb': Bomb()}}, {path!r})")
+    killed = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(train.__file__), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay, kind", [(0.0, signal.SIGINT), (0.7, signal.SIGINT), (0.3, signal.SIGKILL)])
+def test_a_stopped_process_goes_on(folder, base, tmp_path, delay, kind):
+    """Ctrl-C saves, says how to go on and exits 130; kill -9 loses at most what came after the last save."""
+    flags = [*TINY, "--steps", "60", "--data", folder, "--init", base]
+    flags[flags.index("--steps") + 1] = "60"
+    command = [sys.executable, "train.py", "--mode", "train", *flags, "--out"]
+    root = os.path.dirname(train.__file__)
+    subprocess.run([*command, str(tmp_path / "whole")], cwd=root, check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], cwd=root, stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.DEVNULL)
+    while not os.path.exists(tmp_path / "cut/ckpt.pt"):
+        time.sleep(0.05)
+    time.sleep(delay)
+    process.send_signal(kind)
+    _, message = process.communicate(timeout=60)
+    if kind == signal.SIGINT and process.returncode != 0:
+        assert process.returncode == 130 and "goes on" in message
+    subprocess.run([sys.executable, "train.py", "--mode", "train", "--resume", str(tmp_path / "cut")], cwd=root,
+                   check=True, capture_output=True)
+    assert same(weights(tmp_path / "whole/ckpt.pt"), weights(tmp_path / "cut/ckpt.pt"))
+    assert [line["step"] for line in metrics(tmp_path / "cut")] == list(range(61))
+
+
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+def test_eval_sample_and_candidates(folder, base, tmp_path, capsys):
+    train.main(["--mode", "eval", "--init", base, "--data", folder, "--beam", "2", "--out", str(tmp_path / "eval")])
+    assert "bleu" in capsys.readouterr().out
+    r = data.load_dataset(folder)["test"][0]
+    train.main(["--mode", "sample", "--init", base, "--source", r.source, "--reference", r.references[0],
+                "--static_text", r.static[0]])
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("source", "static", "[MASK]", "fill", " R ", " A ", "greedy"))
+    new = str(tmp_path / "candidates")
+    train.main(["--mode", "candidates", "--init", base, "--data", folder, "--num", "3", "--out_data", new])
+    record = data.load_dataset(new)["train"][0]
+    scores = load_reward("rouge")(record.static, [record.references] * 3, [record.source] * 3)
+    assert len(record.static) == 3 and list(scores) == sorted(scores, reverse=True)
+    assert record.target == data.load_dataset(folder)["train"][0].target
+
+
+def test_best_and_worst_follow_the_reward(folder):
+    dataset = data.load_dataset(folder)
+    reward = load_reward("rouge")
+    r = dataset["train"][0]
+    scores = dict(zip(r.static, reward(r.static, [r.references] * 3, [r.source] * 3)))
+    for static, expected in (("best", max(scores.values())), ("worst", min(scores.values()))):
+        batches = train.Batches(train.Config(static=static), dataset["train"], None, reward)
+        assert scores[train.pick_static(batches.cfg, r, batches.ranking(0), 0.5)[0]] == expected
+    assert train.pick_static(train.Config(num_static=2), r, None, 0.9) == r.static[:2]
+    assert train.pick_static(train.Config(static="random"), r, None, 0.99) == r.static[2:]
+
+
+def test_compare_continues_reprints_and_refuses(folder, tmp_path, capsys):
+    """All settings; run again it reprints without training; with other flags it exits 2 and changes nothing."""
+    flags = [*TINY, "--data", folder, "--out", str(tmp_path)]
+    flags[flags.index("--steps") + 1] = "2"
+    train.main(flags)
+    first = capsys.readouterr().out
+    rows = json.load(open(tmp_path / "results.json"))
+    assert [row["name"] for row in rows] == ["base", *train.SETTINGS] and os.path.exists(tmp_path / "compare.png")
+    assert rows[0]["setting"] == "base" and rows[0]["p_m"] is None and set(rows[0]) == set(train.ROW)
+    stamp = os.path.getmtime(tmp_path / "masked/ckpt.pt")
+    train.main(flags)
+    assert capsys.readouterr().out.split("name ")[1] == first.split("name ")[1]
+    os.remove(tmp_path / "results.json")  # an interrupted comparison: finished runs are not trained again
+    train.main(flags)
+    assert os.path.getmtime(tmp_path / "masked/ckpt.pt") == stamp
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*flags, "--seed", "1"])
+    assert "another config (seed" in capsys.readouterr().err
+
+
+# --- bad input: one line, exit 2, nothing overwritten ------------------------------------------------------------------
+
+def refused(capsys, *flags):
+    with pytest.raises(SystemExit) as e:
+        train.main([*flags])
+    err = capsys.readouterr().err.strip()
+    assert e.value.code == 2 and len(err.splitlines()) == 1, err
+    return err
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--bath_size", "3"], "the nearest is --batch_size"),
+    (["--batch_size", "many"], "--batch_size"),
+    (["--setting", "of-line"], "choose from"),
+    (["--p_m", "1.5"], "--p_m 1.5: expected a probability"),
+    (["--p_m", "nan"], "--p_m nan"),
+    (["--K", "0"], "--K 0: expected at least 1"),
+    (["--reward", "roge"], "roge"),
+    (["--data", "no/such/folder"], "no such folder"),
+    (["--mode", "eval", "--init", "no/such.pt"], "no such checkpoint"),
+    (["--mode", "eval"], "expected --init"),
+    (["--mode", "sample", "--init", "BASE"], "expected --source"),
+    (["--mode", "train", "--resume", "nowhere"], "no run there"),
+    (["--out", "/proc/nowhere"], "cannot be written"),
+    (["--n_embd", "30", "--n_head", "4"], "a multiple of n_head"),
+    (["--mode", "train", "--setting", "online", "--refresh", "3"], "--refresh 3"),
+    (["--tokenizer", "gpt7"], "tokenizer gpt7"),
+])
+def test_bad_flags(capsys, base, tmp_path, flags, expected):
+    flags = [base if flag == "BASE" else flag for flag in flags]
+    if "--out" not in flags:
+        flags = [*flags, "--out", str(tmp_path / "out")]
+    assert expected in refused(capsys, *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_no_cuda(capsys, tmp_path):
+    assert "--device cuda" in refused(capsys, "--device", "cuda", "--out", str(tmp_path))
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("{", "train.jsonl:2: expected one JSON object a line"),
+    ("[1]", "train.jsonl:2: expected a JSON object"),
+    ('{"references": ["a"]}', "train.jsonl:2: field 'source'"),
+    ('{"source": "", "references": ["a"]}', "train.jsonl:2: field 'source'"),
+    ('{"source": "a", "references": []}', "train.jsonl:2: field 'references'"),
+    ('{"source": "a", "references": "b"}', "train.jsonl:2: field 'references'"),
+    ('{"source": "a", "references": ["b"], "static": [3]}', "train.jsonl:2: field 'static'"),
+    ('{"source": "a", "references": ["b"], "extra": 1}', "train.jsonl:2: unknown field 'extra'"),
+    ('{"source": "\\ud800", "references": ["b"]}', "train.jsonl:2: expected text"),
+    ('{"source": "' + "word " * 400 + '", "references": ["b"]}', "train.jsonl:2: source of"),
+])
+def test_bad_records(capsys, tmp_path, line, expected):
+    good = '{"source": "a", "references": ["b c d"]}'
+    for split in data.SPLITS:
+        (tmp_path / f"{split}.jsonl").write_text(good + "\n" + (line if split == "train" else good) + "\n")
+    assert expected in refused(capsys, "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+
+
+def test_missing_empty_and_binary_files(capsys, tmp_path):
+    flags = "--data", str(tmp_path), "--out", str(tmp_path / "out")
+    assert "train.jsonl: no such file" in refused(capsys, *flags)
+    (tmp_path / "train.jsonl").write_text("\n")
+    assert "train.jsonl: empty" in refused(capsys, *flags)
+    (tmp_path / "train.jsonl").write_bytes(b"\xff\xfe\x00")
+    assert "train.jsonl:1: expected UTF-8" in refused(capsys, *flags)
+
+
+def test_bad_checkpoints(capsys, folder, base, tmp_path):
+    whole = open(base, "rb").read()
+    cases = {"truncated": whole[:len(whole) // 2], "junk": b"not a checkpoint", "empty": b""}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        assert name in refused(capsys, "--mode", "eval", "--init", str(tmp_path / name), "--data", folder)
+    state = torch.load(base, weights_only=True)
+    torch.save(state | {"gpt": state["gpt"] | {"n_embd": 32}}, tmp_path / "shape.pt")
+    assert "another shape" in refused(capsys, "--mode", "eval", "--init", str(tmp_path / "shape.pt"), "--data", folder)
+    other = data.tokenizer.Tokenizer.train(["some other text"], 262)
+    torch.save(state | {"tokenizer": other.ranks}, tmp_path / "vocabulary.pt")
+    assert "vocabulary" in refused(capsys, "--mode", "eval", "--init", str(tmp_path / "vocabulary.pt"), "--data", folder)
+    assert "another shape" in refused(capsys, "--mode", "train", "--init", base, "--n_layer", "3", "--data", folder,
+                                      "--out", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("body, expected", [("return [0.5]", "expected"), ("return [float('nan')] * len(hypotheses)", "NaN"),
+                                            ("return [2.0] * len(hypotheses)", "0..1")])
+def test_bad_rewards(capsys, folder, base, tmp_path, monkeypatch, body, expected):
+    (tmp_path / "my_reward.py").write_text(f"def score(hypotheses, references, sources):\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("my_reward", None)
+    message = refused(capsys, "--mode", "eval", "--init", base, "--data", folder, "--reward", "my_reward:score",
+                      "--out", str(tmp_path / "out"))
+    assert "my_reward:score" in message
+
+
+def test_an_error_inside_a_reward_keeps_its_traceback(folder, base, tmp_path, monkeypatch):
+    (tmp_path / "broken_reward.py").write_text("def score(hypotheses, references, sources):\n    return 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        train.main(["--mode", "eval", "--init", base, "--data", folder, "--reward", "broken_reward:score"])
+
+
+def test_long_targets_are_cut_and_counted(capsys, folder, tmp_path):
+    train.main(["--mode", "train", "--setting", "mle", *TINY, "--steps", "1", "--max_len", "8", "--data", folder,
+                "--out", str(tmp_path)])
+    assert "targets are longer than 8 tokens and are cut" in capsys.readouterr().out
+
+
+def test_evaluation_disturbs_nothing(folder, base, tmp_path):
+    """Evaluating after every update or never: the same weights, the same counts."""
+    often = run(folder, base, tmp_path / "often", "--eval_every", "1")
+    never = run(folder, base, tmp_path / "never", "--eval_every", "99")
+    assert same(weights(tmp_path / "often/ckpt.pt"), weights(tmp_path / "never/ckpt.pt"))
+    assert all(often[name] == never[name] for name in ("fp", "fp_grad", "fp_mle", "tokens"))
+
+
+def test_budget_stops_a_run(folder, base, tmp_path):
+    row = run(folder, base, tmp_path / "run", "--budget_fp", "13", "--steps", "50")
+    assert row["fp"] == 16 and row["steps"] == 4  # 4 sources an update: the fourth crosses 13
+
+
+def test_rate_warms_up_and_falls():
+    cfg = train.Config(lr=1.0, warmup=0.2)
+    rates = [train.rate(cfg, x) for x in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    assert rates[0] < 0.01 and rates[1] == pytest.approx(0.5, abs=0.01) and rates[2] == pytest.approx(1.0)
+    assert rates[3] == pytest.approx(0.5) and rates[4] == 0
