@@ -78,7 +78,7 @@ class Config:
     seed: int = flag(0, "seed of everything that is drawn")
     seeds: tuple = flag((), "compare: several seeds, each with its own base")
     # the base model
-    base_steps: int = flag(800, "updates of maximum likelihood before RL")
+    base_steps: int = flag(400, "updates of maximum likelihood before RL")
     base_lr: float = flag(4e-3, "their peak learning rate")
     base_batch: int = flag(32, "texts per update")
     base_p_m: float = flag(0.3, "half of their rows have inputs masked at this rate, so that [MASK] gets a meaning")
@@ -92,7 +92,7 @@ class Config:
     tokenizer: str = flag("bpe", "bpe (trained on the data), or the name of one of tiktoken's encodings")
     vocab_size: int = flag(1000, "largest vocabulary of bpe")
     # evaluation and files
-    eval_every: int = flag(20, "updates between evaluations")
+    eval_every: int = flag(10, "updates between evaluations")
     eval_size: int = flag(200, "validation sources used for that; 0 = all")
     save_every: int = flag(100, "updates between checkpoints")
     beam: int = flag(1, "eval: beams; 1 = greedy")
@@ -117,26 +117,35 @@ SETTINGS = {  # the names of compare: what each is
 }
 PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
     "forecast": {
-        "": dict(),
-        "mle": dict(steps=60, eval_every=10),
-        "offline": dict(steps=100, num_static=3, lr=3e-4),
-        "online": dict(steps=120, K=8, lr=3e-4, eval_every=10),
-        "full": dict(steps=60, K=8),
-        "masked": dict(steps=60, batch_size=64, eval_every=10),
-        "static": dict(steps=60, batch_size=64, eval_every=10),
-        "refresh": dict(steps=200, batch_size=32, eval_every=10),
+        "mle": dict(steps=60),
+        "offline": dict(steps=60, num_static=3),
+        "online": dict(steps=60, K=8),
+        "full": dict(steps=40, K=8),
+        "masked": dict(steps=60, batch_size=64),
+        "static": dict(steps=60, batch_size=64),
+        "refresh": dict(steps=160),
     },
-}
-PRESETS["e2e"] = {
-    "": dict(reward="rouge+slot", n_layer=4, block_size=112, max_len=64, weight_decay=0.1, base_steps=1200, base_batch=64,
-             base_lr=2e-3, eval_size=0, candidates=4),
-    "mle": dict(steps=60, batch_size=32),
-    "offline": dict(steps=120, num_static=4, batch_size=16),
-    "online": dict(steps=40, K=8, batch_size=32, lr=1.5e-4, mle_weight=0.3, eval_every=10),
-    "full": dict(steps=30, K=8),
-    "masked": dict(steps=100),
-    "static": dict(steps=100),
-    "refresh": dict(steps=240, batch_size=8, num_static=4, static_credit=1.0, lr=1.5e-4, mle_weight=0.3),
+    "quick": {
+        "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5, batch_size=16),
+        "mle": dict(steps=10),
+        "offline": dict(steps=10, num_static=3),
+        "online": dict(steps=10, K=8),
+        "full": dict(steps=10, K=8),
+        "masked": dict(steps=20, batch_size=32),
+        "static": dict(steps=20, batch_size=32),
+        "refresh": dict(steps=40),
+    },
+    "e2e": {
+        "": dict(reward="rouge+slot", n_layer=4, block_size=96, max_len=48, weight_decay=0.1, base_steps=1500,
+                 base_batch=32, base_lr=2e-3, eval_size=0, candidates=4, lr=1.5e-4, mle_weight=0.3),
+        "mle": dict(steps=60),
+        "offline": dict(steps=80, num_static=4, batch_size=16),
+        "online": dict(steps=40, K=8),
+        "full": dict(steps=20, K=8),
+        "masked": dict(steps=80),
+        "static": dict(steps=80),
+        "refresh": dict(steps=240, batch_size=8, num_static=4, static_credit=1.0, eval_every=40),
+    },
 }
 STYLE = {  # one look per setting in every figure of the project; lightness, dash and marker differ, for print in grey
     "base": dict(color="#7f7f7f", linestyle=":", marker="x"),
@@ -197,7 +206,7 @@ def make_config(given: dict, name: str = "") -> Config:
     setting = SETTINGS.get(name, {})
     name = name or name_of(replace(Config(), **given))
     tuned = PRESETS[preset]
-    return checked(replace(Config(), **{**tuned[""], **setting, **tuned.get(name, {}), **given, "preset": preset}))
+    return checked(replace(Config(), **{**tuned.get("", {}), **setting, **tuned.get(name, {}), **given, "preset": preset}))
 
 
 def preset_of(folder: str) -> str:
@@ -872,7 +881,8 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
         if run.step % cfg.save_every == 0 or run.finished or stop:
             run.save()
         text = f"mle {row['mle_loss']:.3f}" if row["reward"] is None else f"reward {row['reward']:.3f}"
-        progress.show(run.step, cfg.steps, f"{text}  best {run.best:.3f}  FP {run.counts['fp']:>8,}", run.finished)
+        best = f"val loss {-run.best:.3f}" if run.by_loss else f"val reward {run.best:.3f}"
+        progress.show(run.step, cfg.steps, f"{text}  {best}  FP {run.counts['fp']:>8,}", run.finished)
         if stop:
             raise Interrupted(run.folder)
     signal.signal(signal.SIGINT, usual)
@@ -967,7 +977,7 @@ def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, n
     policy = load_policy(f"{folder}/best.pt", device)
     quality_row, texts = test_policy(policy, base, dataset["test"], reward, cfg.seed)
     with open(f"{folder}/predictions.txt", "w", encoding="utf-8") as file:
-        file.writelines(f"{r.source}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
+        file.writelines(f"{r.put_names_back(r.source)}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
     state = load(f"{folder}/ckpt.pt")
     state["counts"]["fp"] += extra_fp
     val_reward, _ = validate(policy, dataset["val"], reward, cfg.eval_size)
@@ -1157,7 +1167,7 @@ def eval_mode(given: dict) -> None:
             print(f"{name:<15}{value:10.4f}")
     os.makedirs(cfg.out, exist_ok=True)
     with open(f"{cfg.out}/predictions.txt", "w", encoding="utf-8") as file:
-        file.writelines(f"{r.source}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
+        file.writelines(f"{r.put_names_back(r.source)}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
     print(f"wrote {cfg.out}/predictions.txt")
 
 
