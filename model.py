@@ -137,11 +137,11 @@ class GPT(nn.Module):
 # Drawing text
 
 def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True):
-    """Logits (..., V) -> log-probabilities (..., V) in float32 of the distribution that is sampled.
+    """Logits (..., V) -> log-probabilities (..., V) of the distribution that is sampled, in float32 (or float64).
 
     Temperature, top-k and banned ids act on the logits, before the one log_softmax, so the result is always normalised.
     PAD, SEP and MASK are never actions; EOS is one only where `end` (a text may stop there)."""
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     actions = logits[..., :PAD]  # the ordinary tokens stand before the special ones
     if end:
         actions = torch.cat([actions, logits[..., EOS, None]], -1)

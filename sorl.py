@@ -104,13 +104,14 @@ def rollout_one_pass(logits, static, mask, u, temperature: float = 1.0, top_k: i
     return Rollout(tokens, logp, mask[:, None].expand(R, K, T), fp=R)
 
 
-def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 0) -> Rollout:
+def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 0, end: bool = True) -> Rollout:
     """Texts that exist already: log-probabilities of tokens (R,K,T) where acted, from logits (R·K,T,V).
 
     Offline learning (stored candidates, one FP each), the credit of a static text for its unmasked tokens (no FP of its
-    own: the logits are there), and the gradient pass of the settings that decode. The end token is an action here."""
+    own: the logits are there), and the gradient pass of the settings that decode. `end` as when they were sampled: is
+    the end token an action?"""
     R, K, T = tokens.shape
-    logp = log_probs(logits, temperature, top_k).view(R, K, T, -1).gather(-1, tokens[..., None])[..., 0]
+    logp = log_probs(logits, temperature, top_k, end).view(R, K, T, -1).gather(-1, tokens[..., None])[..., 0]
     return Rollout(tokens, logp.masked_fill(~acted, 0), acted)
 
 

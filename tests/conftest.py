@@ -3,6 +3,8 @@ them against a copy with a blanked function: `SORL=my_sorl python -m pytest -k e
 import importlib
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as train.py does
+
 import pytest
 import torch
 
