@@ -88,7 +88,6 @@ class Config:
     n_layer: int = flag(3, "blocks")
     n_head: int = flag(4, "attention heads")
     n_embd: int = flag(128, "width")
-    dropout: float = flag(0.0, "dropout")
     block_size: int = flag(128, "context: source, SEP and text, in tokens")
     max_len: int = flag(0, "longest text in tokens, end token included (T); 0 = the longest training text")
     tokenizer: str = flag("bpe", "bpe (trained on the data), or the name of one of tiktoken's encodings")
@@ -236,11 +235,12 @@ def name_of(cfg: Config) -> str:
 def checked(cfg: Config) -> Config:
     """Raises InputError for values that no run could use."""
     rules = [("p_m", 0 <= cfg.p_m <= 1, "a probability, 0 to 1"), ("base_p_m", 0 <= cfg.base_p_m <= 1, "0 to 1"),
-             ("warmup", 0 <= cfg.warmup < 1, "a share, 0 to 1"), ("dropout", 0 <= cfg.dropout < 1, "0 to 1"),
+             ("warmup", 0 <= cfg.warmup < 1, "a share, 0 to 1"),
              ("temperature", cfg.temperature > 0, "above 0"), ("n_embd", cfg.n_embd % cfg.n_head == 0,
                                                               f"a multiple of n_head = {cfg.n_head}"),
              ("label_smoothing", 0 <= cfg.label_smoothing < 1, "0 to 1"),
              ("vocab_size", cfg.vocab_size >= 260, "at least 260 (256 bytes and 4 special ids)"),
+             ("num_static", cfg.num_static == 1 or not decodes(cfg), "1 where the policy decodes (online, full)"),
              ("refresh", cfg.refresh == 0 or cfg.setting == "semi" and cfg.observation != "full",
               "0 unless the setting is semi with observation masked or static"),
              ("static_credit", cfg.static_credit == 0 or cfg.setting == "semi" and cfg.observation != "full",
@@ -343,7 +343,7 @@ def new_policy(cfg: Config, dataset: dict[str, list[Record]], device: torch.devi
                              f"(set TIKTOKEN_CACHE_DIR to a folder that holds it, or use bpe): {e!s:.80}") from None
     T = cfg.max_len or min(cfg.block_size // 2, 1 + max(len(tok.encode(t)) for r in train[:10_000] for t in r.target))
     torch.manual_seed(cfg.seed)
-    model = GPT(GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout))
+    model = GPT(GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd))
     return Policy(model.to(device), tok, T, device)
 
 
@@ -904,7 +904,7 @@ def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, 
 def base_config(cfg: Config) -> Config:
     """The run of the base model; what does not concern it is reset, so that every setting shares it."""
     own = ("data", "seed", "base_steps", "base_lr", "base_batch", "base_p_m", "label_smoothing", "weight_decay", "clip",
-           "n_layer", "n_head", "n_embd", "dropout", "block_size", "max_len", "tokenizer", "vocab_size", "eval_size")
+           "n_layer", "n_head", "n_embd", "block_size", "max_len", "tokenizer", "vocab_size", "eval_size")
     same = {name: getattr(cfg, name) for name in own}
     return Config(mode="train", setting="mle", steps=cfg.base_steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
                   mle_weight=1.0, rl_weight=0.0, K=1, eval_every=max(1, cfg.base_steps // 6), **same)
@@ -1023,10 +1023,10 @@ def compare(given: dict) -> None:
                 row = run_one(one, name, f"{home}/{name}", base, f"{home}/base", dataset, reward, device)
             rows.append(row)
             write_json(rows, f"{cfg.out}/results.json")
+    draw_compare(cfg.out, seeds, rows)
     print_table(rows)
     print_threshold(cfg.out, seeds)
-    print_samples(cfg.out if len(seeds) == 1 else f"{cfg.out}/seed{seeds[0]}", dataset, reward)
-    draw_compare(cfg.out, seeds, rows)
+    print_samples(cfg.out if len(seeds) == 1 else f"{cfg.out}/seed{seeds[0]}", dataset)
     print(f"\nwrote {cfg.out}/results.json and {cfg.out}/compare.png")
 
 
@@ -1075,7 +1075,7 @@ def print_threshold(out: str, seeds) -> None:
             print(f"  online needs {reached[0]['fp'] / reached[1]['fp']:.1f} times the FPs")
 
 
-def print_samples(home: str, dataset, reward, count: int = 2) -> None:
+def print_samples(home: str, dataset, count: int = 2) -> None:
     """The first test sources and what each setting's tested weights wrote for them."""
     print("\nsamples (greedy, test sources)")
     texts = {}
@@ -1219,17 +1219,15 @@ def sample_mode(given: dict) -> None:
     mask = sorl.sample_mask(draws.mask, batch.static_len[0], cfg.p_m)
     logits = sorl.target_logits(model, batch.src, batch.pad, sorl.observe(batch.static[0], mask, "masked", tok.mask))
     rollout = sorl.rollout_one_pass(logits, batch.static[0], mask, draws.tokens, cfg.temperature, cfg.top_k)
-    pieces = [tok.decode([i]).join("[]" if m else "  ").strip() for i, m in zip(batch.static[0, 0].tolist(), mask[0])]
-    masked = ["[MASK]" if m else piece for piece, m in zip(pieces, mask[0].tolist())][:int(batch.static_len[0, 0]) - 1]
+    masked = ["[MASK]" if m else tok.decode([i]) for i, m in
+              zip(batch.static[0, 0].tolist(), mask[0].tolist())][:int(batch.static_len[0, 0]) - 1]
     print(f"source   {cfg.source}\nstatic   {static}\nmasked   {' '.join(masked)}")
-    if cfg.reference:
-        rewards = score(load_reward(cfg.reward), policy, rollout.tokens, batch)
-        A = sorl.advantage(rewards, cfg.baseline if cfg.baseline != "greedy" else "mean", scale=cfg.adv_scale)
-        for text, R, a in list(zip(policy.texts(rollout.tokens), rewards[0].tolist(), A[0].tolist()))[:8]:
-            print(f"fill     {text}   R {R:.3f}  A {a:+.2f}")
-    else:
-        for text in policy.texts(rollout.tokens)[:8]:
-            print(f"fill     {text}")
+    texts = policy.texts(rollout.tokens)
+    rewards = score(load_reward(cfg.reward), policy, rollout.tokens, batch)
+    A = sorl.advantage(rewards, "mean", scale=cfg.adv_scale)
+    for text, R, a in list(dict.fromkeys(zip(texts, rewards[0].tolist(), A[0].tolist())))[:8]:
+        worth = f"   R {R:.3f}  A {a:+.2f}" if cfg.reference else ""
+        print(f"fill     {text}{worth}   ({texts.count(text)} of {len(texts)})")
     print(f"greedy   {greedy}")
 
 
@@ -1243,6 +1241,8 @@ def main(argv: list[str]) -> None:
         MODES[given.get("mode", "compare")](given)
     except InputError as e:
         fail(str(e))
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        sys.stderr.close()
     except OSError as e:
         fail(f"{e.filename or 'a file'}: {e.strerror}")
     except Interrupted as e:
