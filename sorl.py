@@ -152,8 +152,9 @@ def advantage(rewards, baseline: str = "mean", greedy=None, scale: bool = False)
         A = centred * (K / (K - 1)) if K > 1 else rewards
     else:
         A = centred
-    if scale:
-        A = A / centred.square().mean(1, keepdim=True).sqrt().clamp(min=1e-4)
+    if scale:  # where there is a spread to divide by
+        sd = centred.square().mean(1, keepdim=True).sqrt()
+        A = torch.where(sd > 1e-4, A / sd, A)
     nothing = (rewards == rewards[:, :1]).all(1, keepdim=True) & (baseline == "mean" or baseline == "loo" and K > 1)
     return A.masked_fill(nothing, 0)
 

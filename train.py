@@ -58,7 +58,7 @@ class Config:
     num_static: int = flag(1, "static texts per source and update (C)")
     static_credit: float = flag(0.0, "weight of the static texts' own policy gradient (ranked against each other)")
     refresh: int = flag(0, "updates per batch of static texts sampled from the policy; 0 = stored texts")
-    candidates: int = flag(0, "texts per source to sample from the base as stored static texts; 0 = the data's own")
+    candidates: int = flag(0, "texts per source to sample from the base where the data have no static texts of their own")
     reward: str = flag("rouge", "rouge, bleu, slot, joined by + (their mean), or module:function")
     baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo", "greedy"))
     adv_scale: bool = flag(True, "divide advantages by their standard deviation per source")
@@ -89,7 +89,7 @@ class Config:
     n_head: int = flag(4, "attention heads")
     n_embd: int = flag(128, "width")
     block_size: int = flag(128, "context: source, SEP and text, in tokens")
-    max_len: int = flag(0, "longest text in tokens, end token included (T); 0 = the longest training text")
+    max_len: int = flag(0, "longest text in tokens with its end (T); 0 = the longest of the first 10,000 records")
     tokenizer: str = flag("bpe", "bpe (trained on the data), or the name of one of tiktoken's encodings")
     vocab_size: int = flag(1000, "largest vocabulary of bpe")
     # evaluation and files
@@ -107,14 +107,14 @@ class Config:
     compile: bool = flag(False, "torch.compile the model")
 
 
-SETTINGS = {  # the names of compare: what each is
+SETTINGS = {  # the names of compare: what each is, whatever the flags say
     "mle": dict(setting="mle", mle_weight=1.0, rl_weight=0.0),
     "offline": dict(setting="offline"),
     "online": dict(setting="online"),
     "full": dict(setting="semi", observation="full"),
     "masked": dict(setting="semi", observation="masked"),
     "static": dict(setting="semi", observation="static"),
-    "refresh": dict(setting="semi", observation="masked", refresh=8),
+    "refresh": dict(setting="semi", observation="masked"),
 }
 PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
     "forecast": {
@@ -124,7 +124,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "full": dict(steps=40, K=8),
         "masked": dict(steps=60, batch_size=64),
         "static": dict(steps=60, batch_size=64),
-        "refresh": dict(steps=160),
+        "refresh": dict(steps=160, refresh=8),
     },
     "quick": {
         "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5, batch_size=16),
@@ -134,7 +134,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "full": dict(steps=10, K=8),
         "masked": dict(steps=20, batch_size=32),
         "static": dict(steps=20, batch_size=32),
-        "refresh": dict(steps=40),
+        "refresh": dict(steps=40, refresh=8),
     },
     "e2e": {
         "": dict(reward="rouge+slot", n_layer=4, block_size=96, max_len=48, weight_decay=0.1, base_steps=1500,
@@ -159,8 +159,8 @@ STYLE = {  # one look per setting in every figure of the project; lightness, das
     "static": dict(color="#cc79a7", linestyle="-.", marker="v"),
     "refresh": dict(color="#d55e00", linestyle="-", marker="*"),
 }
-NOT_THE_RUN = {"mode", "out", "resume", "init", "device", "compile", "save_every", "beam", "num", "out_data", "source",
-               "reference", "static_text", "seeds", "preset"}  # flags that may differ when a run goes on
+NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num", "out_data", "source", "reference",
+               "static_text", "preset"}  # flags that may differ when a run goes on
 
 
 def fail(message: str):
@@ -200,15 +200,21 @@ def parse_args(argv: list[str]) -> dict:
 
 
 def make_config(given: dict, name: str = "") -> Config:
-    """The flags given over the preset's defaults for this setting over the general defaults."""
+    """The flags given over the preset's defaults for this setting over the general defaults.
+
+    `name` is one of compare's settings: flags that make no sense for it are left out, and what defines it stays."""
+    given = {key: value for key, value in given.items() if (key, value) != ("steps", 0)}
+    if name:
+        without = {"refresh"} if name in ("offline", "masked", "static") else set()
+        without |= {"refresh", "static_credit", "num_static"} if name in ("mle", "online", "full") else set()
+        without |= {"static_credit"} if name == "offline" else set()
+        given = {key: value for key, value in given.items() if key not in without} | SETTINGS[name]
     preset = given.get("preset", "auto")
-    folder = given.get("data", "forecast")
     if preset == "auto":
-        preset = preset_of(folder)
-    setting = SETTINGS.get(name, {})
+        preset = preset_of(given.get("data", "forecast"))
     name = name or name_of(replace(Config(), **given))
     tuned = PRESETS[preset]
-    return checked(replace(Config(), **{**tuned.get("", {}), **setting, **tuned.get(name, {}), **given, "preset": preset}))
+    return checked(replace(Config(), **{**tuned.get("", {}), **tuned[name], **given, **SETTINGS[name], "preset": preset}))
 
 
 def preset_of(folder: str) -> str:
@@ -234,23 +240,27 @@ def name_of(cfg: Config) -> str:
 
 def checked(cfg: Config) -> Config:
     """Raises InputError for values that no run could use."""
-    rules = [("p_m", 0 <= cfg.p_m <= 1, "a probability, 0 to 1"), ("base_p_m", 0 <= cfg.base_p_m <= 1, "0 to 1"),
-             ("warmup", 0 <= cfg.warmup < 1, "a share, 0 to 1"),
-             ("temperature", cfg.temperature > 0, "above 0"), ("n_embd", cfg.n_embd % cfg.n_head == 0,
-                                                              f"a multiple of n_head = {cfg.n_head}"),
-             ("label_smoothing", 0 <= cfg.label_smoothing < 1, "0 to 1"),
-             ("vocab_size", cfg.vocab_size >= 260, "at least 260 (256 bytes and 4 special ids)"),
-             ("num_static", cfg.num_static == 1 or not decodes(cfg), "1 where the policy decodes (online, full)"),
-             ("refresh", cfg.refresh == 0 or cfg.setting == "semi" and cfg.observation != "full",
-              "0 unless the setting is semi with observation masked or static"),
-             ("static_credit", cfg.static_credit == 0 or cfg.setting == "semi" and cfg.observation != "full",
-              "0 unless the setting is semi with observation masked or static")]
-    rules += [(name, getattr(cfg, name) >= 1, "at least 1") for name in
-              ("K", "num_static", "batch_size", "micro_batches", "base_batch", "base_steps", "n_layer", "n_head",
-               "n_embd", "eval_every", "save_every", "beam", "num")]
-    rules += [(name, getattr(cfg, name) >= 0, "0 or more") for name in
+    one_pass = cfg.setting == "semi" and cfg.observation != "full"
+    samples = cfg.setting == "online" or cfg.setting == "semi" and cfg.p_m > 0
+    rules = [(name, getattr(cfg, name) >= 1, "at least 1") for name in
+             ("K", "num_static", "batch_size", "micro_batches", "base_batch", "base_steps", "n_layer", "n_head",
+              "n_embd", "eval_every", "save_every", "beam", "num")]
+    rules += [(name, 0 <= getattr(cfg, name) < math.inf, "0 or more") for name in
               ("steps", "refresh", "candidates", "mle_weight", "rl_weight", "static_credit", "lr", "base_lr",
                "budget_fp", "eval_size", "max_len", "weight_decay", "clip", "top_k", "seed")]
+    rules += [
+        ("p_m", 0 <= cfg.p_m <= 1, "a probability, 0 to 1"), ("base_p_m", 0 <= cfg.base_p_m <= 1, "0 to 1"),
+        ("warmup", 0 <= cfg.warmup < 1, "a share, 0 to 1"), ("label_smoothing", 0 <= cfg.label_smoothing < 1, "0 to 1"),
+        ("temperature", 0 < cfg.temperature < math.inf, "above 0"), ("seed", cfg.seed < 2 ** 63, "less than 2^63"),
+        ("n_embd", cfg.n_head > 0 and cfg.n_embd % cfg.n_head == 0, f"a multiple of n_head = {cfg.n_head}"),
+        ("vocab_size", cfg.vocab_size >= 260, "at least 260 (256 bytes and 4 special ids)"),
+        ("max_len", cfg.max_len < cfg.block_size, f"less than block_size = {cfg.block_size}"),
+        ("rl_weight", cfg.rl_weight + cfg.mle_weight > 0, "above 0, or --mle_weight above 0"),
+        ("K", cfg.K > 1 or cfg.baseline != "mean" or not samples,
+         "at least 2 with --baseline mean (one sample less its own mean is 0); or --baseline loo"),
+        ("num_static", cfg.num_static == 1 or not decodes(cfg), "1 where the policy decodes (online, full)"),
+        ("refresh", cfg.refresh == 0 or one_pass, "0 unless --setting semi with --observation masked or static"),
+        ("static_credit", cfg.static_credit == 0 or one_pass, "0 unless --setting semi, masked or static")]
     for name, holds, expected in rules:
         if not holds:
             raise InputError(f"--{name} {getattr(cfg, name)}: expected {expected}")
@@ -341,7 +351,8 @@ def new_policy(cfg: Config, dataset: dict[str, list[Record]], device: torch.devi
         except Exception as e:
             raise InputError(f"--tokenizer {cfg.tokenizer}: tiktoken knows it not, or cannot fetch it without a network "
                              f"(set TIKTOKEN_CACHE_DIR to a folder that holds it, or use bpe): {e!s:.80}") from None
-    T = cfg.max_len or min(cfg.block_size // 2, 1 + max(len(tok.encode(t)) for r in train[:10_000] for t in r.target))
+    T = cfg.max_len or min(cfg.block_size // 2, 1 + max(len(tok.encode(t)) for r in train[:10_000]
+                                                   for t in {*r.target, *r.static}))
     torch.manual_seed(cfg.seed)
     model = GPT(GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd))
     return Policy(model.to(device), tok, T, device)
@@ -351,11 +362,11 @@ def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> int:
     """How many texts will be cut to T. Raises InputError for a source that leaves no room for a text of T tokens."""
     room, cut = policy.model.config.block_size - policy.T + 1, 0
     for split, records in dataset.items():
-        for i, r in enumerate(records, 1):
-            if len(r.source.encode()) >= room and len(policy.tok.encode(r.source)) + 1 > room:
-                raise InputError(f"{split}.jsonl:{i}: source of {len(policy.tok.encode(r.source))} tokens; expected at "
+        for i, r in enumerate(records, 1):  # a text has at most one token a byte, and one for the space in front
+            if len(r.source.encode()) + 2 > room and len(policy.tok.encode(r.source)) + 1 > room:
+                raise InputError(f"{r.where or f'{split} record {i}'}: source of {len(policy.tok.encode(r.source))} tokens; expected at "
                                  f"most {room - 1} (block_size {policy.model.config.block_size} less texts of {policy.T})")
-            cut += sum(len(t.encode()) >= policy.T and len(policy.tok.encode(t)) + 1 > policy.T for t in r.target)
+            cut += sum(len(t.encode()) + 2 > policy.T and len(policy.tok.encode(t)) + 1 > policy.T for t in r.target)
     return cut
 
 
@@ -382,7 +393,8 @@ def pick_static(cfg: Config, record: Record, ranked: list[str] | None, u: float)
 
 
 class Batches:
-    """The batches of one run, each a function of (seed, number): RL walks through records, the base through pairs."""
+    """The batches of one run, each a function of (seed, number). RL meets every record once an epoch, MLE as often as it
+    has targets, so that every source-target pair is as likely as another."""
 
     def __init__(self, cfg: Config, records: list[Record], policy: Policy, reward):
         self.cfg, self.records, self.policy = cfg, records, policy
@@ -431,20 +443,27 @@ class Draws:
 
 
 @dataclass
-class Terms:
-    """What one micro-batch gives: loss parts and what is logged of them."""
+class Learned:
+    """The RL part of one micro-batch."""
     loss: torch.Tensor
-    rl: torch.Tensor
-    mle: torch.Tensor
-    rewards: torch.Tensor | None  # of the texts that RL learns from
+    rewards: torch.Tensor         # of the texts that it learns from, (R,K) or (B,C)
     fp: int | torch.Tensor = 0
     fp_grad: int = 0
-    fp_mle: int = 0
-    rollout: sorl.Rollout | None = None
+    rollout: sorl.Rollout | None = None  # the sampled texts, with their advantages (R,K)
     A: torch.Tensor | None = None
-    logits: torch.Tensor | None = None  # of the RL rows, detached
-    mask: torch.Tensor | None = None
-    static: torch.Tensor | None = None
+
+
+@dataclass
+class Terms:
+    """What one micro-batch, `share` of the batch, gives: the loss, and what is logged of it."""
+    loss: torch.Tensor            # carries the gradient; micro-batches add up to the batch's loss
+    mle: torch.Tensor             # its share of the mean cross-entropy per token
+    share: float
+    fp_mle: int
+    rl: Learned | None = None
+    logits: torch.Tensor | None = None  # of the RL rows, detached; for the diagnostics, as are
+    mask: torch.Tensor | None = None    # M_t, and
+    static: torch.Tensor | None = None  # the static texts (B·C,T)
 
 
 def decodes(cfg: Config) -> bool:
@@ -465,84 +484,91 @@ def widen(text: torch.Tensor, T: int, value: int) -> torch.Tensor:
     return F.pad(text, (0, T - text.size(-1)), value=value)
 
 
-def forward(cfg: Config, policy: Policy, batch: data.Batch, u: Draws, reward, share: float, mle_tokens: int) -> Terms:
-    """One micro-batch, `share` of the global batch of `mle_tokens` target tokens -> Terms; the loss carries gradient."""
-    model, tok = policy.model, policy.tok
-    B, C, T = batch.static.shape
-    static = batch.static.flatten(0, 1)  # (R,T), R = B·C
-    acts = cfg.setting in ("online", "offline", "semi") and cfg.rl_weight > 0
-    mask = full = None
+def rl_inputs(cfg: Config, policy: Policy, batch: data.Batch, u: Draws):
+    """Masks, and what the model is fed for RL -> texts (R,T), mask (B·C,T), and the decoded rollout if it came first."""
+    static, tok = batch.static.flatten(0, 1), policy.tok
     if decodes(cfg):
-        everywhere = torch.full((B,), T + 1, device=static.device)  # the end token is an action too
+        everywhere = torch.full((len(static),), static.size(1) + 1, device=static.device)  # the end is an action too
         mask = sorl.sample_mask(u.mask, everywhere, 1.0 if cfg.setting == "online" else cfg.p_m)
-        full = sorl.decode(model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k)
-        fed, copies = full.tokens.flatten(0, 1), cfg.K
-    else:
-        starts = torch.tensor(tok.starts_word(), device=static.device) if cfg.mask == "word" else None
-        mask = sorl.sample_mask(u.mask, batch.static_len.flatten(), 0.0 if cfg.setting == "offline" else cfg.p_m,
-                                cfg.mask, static, starts)
-        fed, copies = sorl.observe(static, mask, cfg.observation, tok.mask), C
-    if not acts:
-        fed, copies = fed[:0], 0
+        decoded = sorl.decode(policy.model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k)
+        return decoded.tokens.flatten(0, 1), mask, decoded
+    starts = torch.tensor(tok.starts_word(), device=static.device) if cfg.mask == "word" else None
+    mask = sorl.sample_mask(u.mask, batch.static_len.flatten(), 0.0 if cfg.setting == "offline" else cfg.p_m, cfg.mask,
+                            static, starts)
+    return sorl.observe(static, mask, cfg.observation, tok.mask), mask, None
 
-    # the RL rows and the MLE rows go through the model together
+
+def forward(cfg: Config, policy: Policy, batch: data.Batch, u: Draws, reward, share: float, mle_tokens: int) -> Terms:
+    """One micro-batch, `share` of the global batch of `mle_tokens` target tokens; RL and MLE rows in one forward."""
+    B = len(batch.sources)
+    fed, mask, decoded = batch.target[:0], None, None
+    if cfg.rl_weight > 0:
+        fed, mask, decoded = rl_inputs(cfg, policy, batch, u)
+    copies, learn = len(fed) // B, B if cfg.mle_weight > 0 else 0
     mle_mask = sorl.sample_mask(u.mle, batch.target_len, cfg.base_p_m) & (u.mle_row < 0.5)[:, None]
-    target = sorl.observe(batch.target, mle_mask, "masked", tok.mask)
-    learn = B if cfg.mle_weight > 0 else 0
+    target = sorl.observe(batch.target, mle_mask, "masked", policy.tok.mask)
     src = torch.cat([batch.src.repeat_interleave(copies, 0), batch.src[:learn]])
     pad = torch.cat([batch.pad.repeat_interleave(copies, 0), batch.pad[:learn]])
-    logits = sorl.target_logits(model, src, pad, torch.cat([fed, target[:learn]]))
-    rl_logits, mle_logits = logits[:len(fed)], logits[len(fed):]
+    logits = sorl.target_logits(policy.model, src, pad, torch.cat([fed, target[:learn]]))
 
     mle = logits.new_zeros(())
     if learn:
-        mle = sorl.mle_loss(mle_logits, batch.target, batch.target_len, cfg.label_smoothing) / mle_tokens
-    terms = Terms(None, logits.new_zeros(()), mle, None, fp_mle=learn, mask=mask, static=static)
-    if acts:
-        rl_terms(cfg, policy, batch, terms, rl_logits, full, u, reward)
-    terms.loss = cfg.mle_weight * mle + cfg.rl_weight * share * terms.rl
+        mle = sorl.mle_loss(logits[len(fed):], batch.target, batch.target_len, cfg.label_smoothing) / mle_tokens
+    terms = Terms(cfg.mle_weight * mle, mle.detach(), share, learn)
+    if cfg.rl_weight > 0:
+        terms.logits, terms.mask, terms.static = logits[:len(fed)].detach(), mask, batch.static.flatten(0, 1)
+        terms.rl = rl_part(cfg, policy, batch, logits[:len(fed)], mask, decoded, u, reward)
+        terms.loss = terms.loss + cfg.rl_weight * share * terms.rl.loss
     return terms
 
 
-def rl_terms(cfg, policy, batch, terms: Terms, logits, full, u: Draws, reward) -> None:
-    """Fill in the RL part of Terms: one policy loss for the sampled tokens, one for the static texts' own."""
-    B, C, T = batch.static.shape
-    terms.logits = logits.detach()
+def rl_part(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, decoded, u: Draws, reward) -> Learned:
+    """Rollout, reward, advantage, loss: of the sampled tokens, and of the static texts' own where they get credit."""
+    static, rl = batch.static.flatten(0, 1), Learned(logits.new_zeros(()), logits.new_zeros(()))
+    if cfg.setting != "offline":
+        if decoded is not None:
+            rl.rollout = sorl.rollout_given(logits, decoded.tokens, decoded.acted, cfg.temperature, cfg.top_k)
+            rl.fp, rl.fp_grad = decoded.fp, decoded.fp_grad
+        else:
+            rl.rollout = sorl.rollout_one_pass(logits, static, mask, u.tokens, cfg.temperature, cfg.top_k)
+            rl.fp = rl.rollout.fp
+        rl.rewards = score(reward, policy, rl.rollout.tokens, batch)
+        greedy, fp = greedy_reward(cfg, policy, batch, logits, mask, reward) if cfg.baseline == "greedy" else (None, 0)
+        rl.fp = rl.fp + fp
+        rl.A = sorl.advantage(rl.rewards, cfg.baseline, greedy, cfg.adv_scale)
+        rl.loss = sorl.policy_loss(rl.rollout, rl.A, cfg.length_norm)
     credit = 1.0 if cfg.setting == "offline" else cfg.static_credit
-    sampled = None
-    if full is not None:
-        sampled = sorl.rollout_given(logits, full.tokens, full.acted, cfg.temperature, cfg.top_k)
-        terms.fp, terms.fp_grad = full.fp, full.fp_grad
-    elif cfg.setting == "semi":
-        sampled = sorl.rollout_one_pass(logits, terms.static, terms.mask, u.tokens, cfg.temperature, cfg.top_k)
-        terms.fp = sampled.fp
-    if sampled is not None:
-        terms.rewards = score(reward, policy, sampled.tokens, batch)
-        A = sorl.advantage(terms.rewards, cfg.baseline, greedy_reward(cfg, policy, batch, terms, logits, reward),
-                           cfg.adv_scale)
-        terms.rollout, terms.A = sampled, A
-        terms.rl = terms.rl + sorl.policy_loss(sampled, A, cfg.length_norm)
     if credit > 0:
-        kept = sorl.text_mask(batch.static, policy.tok.vocab_size) & ~terms.mask.view(B, C, T)
-        given = sorl.rollout_given(logits, batch.static, kept)
-        rewards = score(reward, policy, batch.static, batch)
-        terms.rl = terms.rl + credit * sorl.policy_loss(given, sorl.advantage(rewards, scale=cfg.adv_scale),
-                                                        cfg.length_norm)
-        if sampled is None:
-            terms.rewards, terms.fp = rewards, B * C
+        rewards, loss = static_part(cfg, policy, batch, logits, mask, reward)
+        rl.loss = rl.loss + credit * loss
+        if cfg.setting == "offline":
+            rl.rewards, rl.fp = rewards, len(static)
+    return rl
 
 
-def greedy_reward(cfg, policy, batch, terms: Terms, logits, reward):
-    """The self-critical baseline (R,): the reward of the greedy text, or of the greedy fill of the masked positions."""
-    if cfg.baseline != "greedy":
-        return None
+def static_part(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, reward):
+    """The C static texts of a source ranked against each other, credit for their unmasked tokens -> rewards (B,C), loss.
+
+    Refreshed texts were drawn at the run's temperature, but for an end token in the last column: that may be a cut."""
+    kept = sorl.text_mask(batch.static, policy.tok.vocab_size) & ~mask.view(batch.static.shape)
+    temperature, top_k = (cfg.temperature, cfg.top_k) if cfg.refresh else (1.0, 0)
+    if cfg.refresh:
+        kept[..., -1] = False
+    given = sorl.rollout_given(logits, batch.static, kept, temperature, top_k)
+    rewards = score(reward, policy, batch.static, batch)
+    A = sorl.advantage(rewards, "loo" if cfg.baseline == "loo" and cfg.num_static > 1 else "mean", scale=cfg.adv_scale)
+    return rewards, sorl.policy_loss(given, A, cfg.length_norm)
+
+
+def greedy_reward(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, reward):
+    """The self-critical baseline (R,), the reward of the greedy text or of the greedy fill of the masks, and its FPs."""
+    static, fp = batch.static.flatten(0, 1), 0
     if decodes(cfg):
-        tokens = generate(policy.model, batch.src, batch.pad, policy.T, static=terms.static, mask=terms.mask)
-        terms.fp = terms.fp + (terms.mask[:, None] & sorl.text_mask(tokens, policy.tok.vocab_size)).sum()
+        tokens = generate(policy.model, batch.src, batch.pad, static.size(1), static=static, mask=mask)
+        fp = (mask[:, None] & sorl.text_mask(tokens, policy.tok.vocab_size)).sum()
     else:
-        fill = logits[..., :sorl.PAD].argmax(-1)
-        tokens = torch.where(terms.mask, fill, terms.static)[:, None]
-    return score(reward, policy, tokens, batch)[:, 0]
+        tokens = torch.where(mask, logits[..., :sorl.PAD].argmax(-1), static)[:, None]
+    return score(reward, policy, tokens, batch)[:, 0], fp
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -680,13 +706,20 @@ def read_json(path: str):
         raise InputError(f"{path}: expected JSON written by train.py ({e!s:.80})") from None
 
 
+OURS = ("metrics.jsonl", "samples.txt", "ckpt.pt", "best.pt", "results.json", "command.json", "train.jsonl")
+
+
 def claim(folder: str, cfg: Config, fingerprint: str) -> None:
-    """Make the run's folder. Raises InputError when it holds a run of another config, or cannot be written."""
+    """Make the run's folder. Raises InputError when it holds a run of another config, or files that are not of a run."""
     mine = {name: value for name, value in asdict(cfg).items() if name not in NOT_THE_RUN} | {"data_hash": fingerprint}
     mine = json.loads(json.dumps(mine))
     try:
         os.makedirs(folder, exist_ok=True)
         there = read_json(f"{folder}/config.json")
+        foreign = [name for name in OURS if os.path.exists(f"{folder}/{name}")]
+        if there is None and foreign:
+            raise InputError(f"--out {folder}: holds {foreign[0]} but no config.json, so it is not a run of train.py; "
+                             f"expected a new folder")
         if there is None:
             write_json(mine, f"{folder}/config.json")
     except OSError as e:
@@ -713,6 +746,7 @@ class Run:
     best: float = -math.inf
     static: torch.Tensor | None = None  # (B,C,T) the refreshed texts of the current batch
     finished: bool = False
+    is_new: bool = True
 
     def open_logs(self, sizes: dict) -> None:
         self.logs = {name: open_log(f"{self.folder}/{name}", sizes.get(name, 0))
@@ -730,6 +764,7 @@ class Run:
     def load(self) -> None:
         """Go on from ckpt.pt, if there is one."""
         state = load(f"{self.folder}/ckpt.pt") if os.path.exists(f"{self.folder}/ckpt.pt") else None
+        self.is_new = state is None
         if state:
             try:
                 self.policy.model.load_state_dict(state["model"])
@@ -808,30 +843,32 @@ def update(run: Run, batches: Batches, reward) -> list[Terms]:
 
 
 def metrics_of(run: Run, parts: list[Terms]) -> dict:
-    """What one update did, as plain numbers."""
-    rewards = [terms.rewards for terms in parts if terms.rewards is not None]
-    row = {"reward": float(torch.cat([r.flatten() for r in rewards]).mean()) if rewards else None,
-           "mle_loss": float(sum(terms.mle.detach() for terms in parts)),
-           "rl_loss": float(sum(terms.rl.detach() for terms in parts)) / len(parts)}
-    for name in ("fp", "fp_grad", "fp_mle"):
-        run.counts[name] += int(sum(getattr(terms, name) for terms in parts))
+    """What one update did, as plain numbers; adds to the run's counts."""
+    learned = [terms.rl for terms in parts if terms.rl]
+    run.counts["fp"] += int(sum(rl.fp for rl in learned))
+    run.counts["fp_grad"] += sum(rl.fp_grad for rl in learned)
+    run.counts["fp_mle"] += sum(terms.fp_mle for terms in parts)
     run.counts["tokens"] += int(run.policy.model.pushed[1])
     run.policy.model.pushed.zero_()
-    return row
+    return {"reward": float(torch.cat([rl.rewards.flatten() for rl in learned]).mean()) if learned else None,
+            "mle_loss": float(sum(terms.mle for terms in parts)),
+            "rl_loss": float(sum(terms.share * terms.rl.loss.detach() for terms in parts if terms.rl))}
 
 
 @torch.no_grad()
 def diagnose(run: Run, terms: Terms) -> dict:
     """What a reward curve hides, from the last micro-batch of an update (METHOD section 3; the README explains each)."""
-    if terms.rollout is None:
+    rollout = terms.rl.rollout if terms.rl else None
+    if rollout is None or not rollout.acted.any():
         return {}
-    row = {"entropy": float(sorl.entropy(terms.logits, terms.mask if not decodes(run.cfg) else
-                                         terms.rollout.acted.flatten(0, 1)))}
-    if not decodes(run.cfg):
-        row["fill_accuracy"] = sorl.fill_accuracy(terms.logits, terms.static, terms.mask)
-        row["repetition"] = float(sorl.repetition(terms.rollout.tokens, terms.mask))
-    worth, count = sorl.reward_by_token(terms.rollout, terms.A, run.policy.tok.vocab_size)
-    often = count >= 0.002 * count.sum()
+    if decodes(run.cfg):
+        row = {"entropy": float(sorl.entropy(terms.logits, rollout.acted.flatten(0, 1)))}
+    else:
+        row = {"entropy": float(sorl.entropy(terms.logits, terms.mask)),
+               "fill_accuracy": sorl.fill_accuracy(terms.logits, terms.static, terms.mask),
+               "repetition": float(sorl.repetition(rollout.tokens, terms.mask))}
+    worth, count = sorl.reward_by_token(rollout, terms.rl.A, run.policy.tok.vocab_size)
+    often = count > 0.002 * count.sum()
     ids = torch.nonzero(often).squeeze(1)[worth[often].argsort(descending=True)].tolist()
     row["words_that_pay"] = [run.policy.tok.decode([i]) for i in ids[:5]]
     row["words_that_cost"] = [run.policy.tok.decode([i]) for i in ids[:-6:-1]]
@@ -857,7 +894,7 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
     cfg = run.cfg
     batches, progress, stop = Batches(cfg, dataset["train"], run.policy, reward), Progress(name, run.step), []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(1) or signal.signal(signal.SIGINT, usual))
-    if run.best == -math.inf:  # a new run: where does it start?
+    if run.is_new:
         row = {"step": 0, "setting": cfg.setting, "reward": None, **run.counts}
         evaluate(run, dataset["val"], reward, row)
         run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
@@ -884,7 +921,7 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
         if run.step % cfg.save_every == 0 or run.finished or stop:
             run.save()
         text = f"mle {row['mle_loss']:.3f}" if row["reward"] is None else f"reward {row['reward']:.3f}"
-        best = f"val loss {-run.best:.3f}" if run.by_loss else f"val reward {run.best:.3f}"
+        best = f"best val loss {-run.best:.3f}" if run.by_loss else f"best val reward {run.best:.3f}"
         progress.show(run.step, cfg.steps, f"{text}  {best}  FP {run.counts['fp']:>8,}", run.finished)
         if stop:
             raise Interrupted(run.folder)
@@ -893,9 +930,11 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
         file.close()
 
 
-def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, by_loss: bool = False) -> Run:
-    """Go on from the folder's last checkpoint, if there is one, and train to the end."""
+def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, by_loss: bool = False,
+          spent: dict | None = None) -> Run:
+    """Go on from the folder's last checkpoint, if there is one, and train to the end. `spent`: counts to begin with."""
     run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), by_loss)
+    run.counts |= spent or {}
     run.load()
     fit(run, dataset, reward, name)
     return run
@@ -913,45 +952,53 @@ def base_config(cfg: Config) -> Config:
 def make_base(cfg: Config, folder: str, dataset, reward, device: torch.device) -> Policy:
     """The base model in `folder`, trained unless it is there already; the weights of least validation loss."""
     base = base_config(cfg)
-    claim(folder, base, data.data_hash(dataset))
     policy = new_policy(base, dataset, device)
-    if cut := check_lengths(dataset, policy):
-        print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
+    claim(folder, base, data.data_hash(dataset))
     start(base, folder, policy, dataset, reward, "base", by_loss=True)
     return load_policy(f"{folder}/best.pt", device)
 
 
+def check_data(cfg: Config, dataset, device: torch.device) -> None:
+    """Before anything is written: do the tokenizer and the network take these data? Says how many texts will be cut."""
+    policy = new_policy(base_config(cfg), dataset, device)
+    if cut := check_lengths(dataset, policy):
+        print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
+
+
 def with_candidates(cfg: Config, folder: str, dataset, base: Policy, reward):
-    """The data with `candidates` samples of the base as static texts (made once, kept in `folder`), and their FPs."""
-    if cfg.candidates == 0 or cfg.refresh or cfg.setting in ("mle", "online"):
-        return dataset, 0
+    """The data with `candidates` samples of the base as static texts (made once, kept in `folder`), and their cost."""
+    own = any(r.static is not r.target for r in dataset["train"])
+    if cfg.candidates == 0 or own or cfg.refresh or cfg.setting in ("mle", "online"):
+        return dataset, {}
     path = f"{folder}/candidates.jsonl"
     if not os.path.exists(path):
-        records, fp = sample_candidates(base, dataset["train"], cfg.candidates, reward, cfg.seed)
-        write_json({"fp": fp}, f"{folder}/candidates.json")
+        records, cost = sample_candidates(base, dataset["train"], cfg, cfg.candidates, reward, "train")
+        write_json(cost, f"{folder}/candidates.json")
         data.save_records(records, path)
-    return dataset | {"train": data.load_records(path)}, read_json(f"{folder}/candidates.json")["fp"]
+    return dataset | {"train": data.load_records(path)}, read_json(f"{folder}/candidates.json")
 
 
-def sample_candidates(policy: Policy, records: list[Record], num: int, reward, seed: int, temperature: float = 1.0):
-    """`num` texts for each record, best first by reward -> (records with them as static, FPs)."""
-    out, fp, size = [], 0, max(1, 512 // num)
+def sample_candidates(policy: Policy, records: list[Record], cfg: Config, num: int, reward, split: str):
+    """`num` texts for each record, best first by reward -> (records with them as static texts, counts spent)."""
+    out, cost, size, begun = [], {"fp": 0}, max(1, 512 // num), time.perf_counter()
     progress = Progress("sample", 0)
+    policy.model.pushed.zero_()
     for at in range(0, len(records), size):
         some = records[at:at + size]
         src, pad = (t.to(policy.device) for t in data.encode_sources([r.source for r in some], policy.tok))
-        u = sorl.uniforms((len(some), num, policy.T), seed, at, "candidates").to(policy.device)
+        u = sorl.uniforms((len(some), num, policy.T), cfg.seed, split, at, "candidates").to(policy.device)
         with autocast(policy.device):
-            tokens = generate(policy.model.eval(), src, pad, policy.T, u, temperature=temperature)
-        fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
+            tokens = generate(policy.model.eval(), src, pad, policy.T, u, temperature=cfg.temperature, top_k=cfg.top_k)
+        cost["fp"] += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
         for r, ids in zip(some, tokens):
             texts = [text for text in policy.texts(ids[None]) if text.strip()] or r.static
             scores = reward(texts, [r.references] * len(texts), [r.source] * len(texts))
             ranked = [text for _, text in sorted(zip(-scores, texts), key=lambda pair: pair[0])]
             out.append(replace(r, static=ranked))
-        progress.show(len(out), len(records), f"FP {fp:>8,}", len(out) == len(records))
+        progress.show(len(out), len(records), f"FP {cost['fp']:>8,}", len(out) == len(records))
+    cost |= {"tokens": int(policy.model.pushed[1]), "seconds": time.perf_counter() - begun}
     policy.model.pushed.zero_()
-    return out, fp
+    return out, cost
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -967,7 +1014,7 @@ def make_row(name: str, cfg: Config, run_state: dict, quality_row: dict) -> dict
     semi, plain = cfg.setting == "semi", cfg.setting in ("mle", "base")
     p_m = None if plain else {"online": 1.0, "offline": 0.0}.get(cfg.setting, cfg.p_m)
     row = {"name": name, "setting": "base" if name == "base" else cfg.setting,
-           "observation": cfg.observation if semi else None, "p_m": p_m, "K": None if plain else cfg.K,
+           "observation": cfg.observation if semi else None, "p_m": p_m, "K": None if plain else cfg.num_static if cfg.setting == "offline" else cfg.K,
            "refresh": cfg.refresh if semi else None, "seed": cfg.seed, "val_reward": run_state["val_reward"],
            "test_reward": quality_row["reward"], "steps": run_state["step"]}
     row |= {key: quality_row[key] for key in ROW if key in quality_row}
@@ -975,59 +1022,78 @@ def make_row(name: str, cfg: Config, run_state: dict, quality_row: dict) -> dict
     return {key: row[key] for key in ROW}
 
 
-def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, name: str, device, extra_fp: int = 0):
+def write_predictions(folder: str, records: list[Record], texts: list[str]) -> None:
+    """predictions.txt: two lines a record, source and text, names put back."""
+    with open(f"{folder}/predictions.txt", "w", encoding="utf-8") as file:
+        for r, text in zip(records, texts):
+            source, text = (" ".join(r.put_names_back(t).split()) for t in (r.source, text))
+            file.write(f"{source}\n  {text}\n")
+
+
+def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, name: str, device) -> dict:
     """Test the best weights of a finished run; write predictions.txt -> its row."""
     policy = load_policy(f"{folder}/best.pt", device)
     quality_row, texts = test_policy(policy, base, dataset["test"], reward, cfg.seed)
-    with open(f"{folder}/predictions.txt", "w", encoding="utf-8") as file:
-        file.writelines(f"{r.put_names_back(r.source)}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
-    state = load(f"{folder}/ckpt.pt")
-    state["counts"]["fp"] += extra_fp
+    write_predictions(folder, dataset["test"], texts)
     val_reward, _ = validate(policy, dataset["val"], reward, cfg.eval_size)
-    return make_row(name, cfg, state | {"val_reward": val_reward}, quality_row)
+    return make_row(name, cfg, load(f"{folder}/ckpt.pt") | {"val_reward": val_reward}, quality_row)
 
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, base_folder: str, dataset, reward, device) -> dict:
     """Train one setting from the base in its own folder -> its row."""
     claim(folder, cfg, data.data_hash(dataset))
-    dataset, extra_fp = with_candidates(cfg, base_folder, dataset, base, reward)
+    dataset, spent = with_candidates(cfg, base_folder, dataset, base, reward)
     policy = Policy(GPT(base.model.config).to(device), base.tok, base.T, device)
     policy.model.load_state_dict(base.model.state_dict())
     if cfg.compile:
         policy.model.compile()
-    start(cfg, folder, policy, dataset, reward, name)
-    return finish_run(cfg, folder, base, dataset, reward, name, device, extra_fp)
+    start(cfg, folder, policy, dataset, reward, name, spent=spent)
+    return finish_run(cfg, folder, base, dataset, reward, name, device)
+
+
+def home_of(out: str, seeds: tuple, seed: int) -> str:
+    """The folder of one seed's runs in a comparison."""
+    return f"{out}/seed{seed}" if seeds else out
 
 
 def compare(given: dict) -> None:
     """Every setting from one base, for each seed; a table, results.json and compare.png. Goes on where it stopped."""
-    cfg = make_config(given)
+    if clash := [name for name in ("setting", "observation", "init") if name in given]:
+        raise InputError(f"--{clash[0]}: compare runs every setting from its own base; expected --mode train with it")
+    cfg, configs = make_config(given), {name: make_config(given, name) for name in SETTINGS}  # checked before any work
     device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
+    check_data(cfg, dataset, device)
     claim(cfg.out, replace(cfg, mode="compare"), data.data_hash(dataset))
-    rows = read_json(f"{cfg.out}/results.json") or []
-    seeds = cfg.seeds or (cfg.seed,)
+    rows, seeds = read_rows(f"{cfg.out}/results.json"), cfg.seeds or (cfg.seed,)
     for seed in seeds:
-        home = cfg.out if len(seeds) == 1 else f"{cfg.out}/seed{seed}"
-        done = {row["name"] for row in rows if row["seed"] == seed}
+        home, done = home_of(cfg.out, cfg.seeds, seed), {row["name"] for row in rows if row["seed"] == seed}
         if done >= {"base", *SETTINGS}:
             continue
-        seeded = given | {"seed": seed}
-        base = make_base(make_config(seeded), f"{home}/base", dataset, reward, device)
+        base = make_base(replace(cfg, seed=seed), f"{home}/base", dataset, reward, device)
         for name in ("base", *SETTINGS):
             if name in done:
                 continue
-            one = make_config(seeded, name) if name != "base" else base_config(make_config(seeded))
             if name == "base":
-                row = finish_run(one, f"{home}/base", base, dataset, reward, name, device)
+                row = finish_run(base_config(replace(cfg, seed=seed)), f"{home}/base", base, dataset, reward, name, device)
             else:
-                row = run_one(one, name, f"{home}/{name}", base, f"{home}/base", dataset, reward, device)
+                row = run_one(replace(configs[name], seed=seed), name, f"{home}/{name}", base, f"{home}/base", dataset,
+                              reward, device)
             rows.append(row)
             write_json(rows, f"{cfg.out}/results.json")
-    draw_compare(cfg.out, seeds, rows)
+    draw_compare(cfg, seeds, rows)
     print_table(rows)
-    print_threshold(cfg.out, seeds)
-    print_samples(cfg.out if len(seeds) == 1 else f"{cfg.out}/seed{seeds[0]}", dataset)
+    print_choice(rows)
+    print_threshold(cfg, seeds)
+    print_samples(home_of(cfg.out, cfg.seeds, seeds[0]), dataset)
     print(f"\nwrote {cfg.out}/results.json and {cfg.out}/compare.png")
+
+
+def read_rows(path: str) -> list[dict]:
+    """The rows that a comparison has already; [] for a new one."""
+    rows = read_json(path) or []
+    if not isinstance(rows, list) or any(not isinstance(row, dict) or set(ROW) - set(row) for row in rows):
+        raise InputError(f"{path}: expected the rows that train.py writes; move it away to begin again")
+    return rows
 
 
 COLUMNS = (("name", "{:<8}"), ("p_m", "{:>4.2f}"), ("K", "{:>3}"), ("refresh", "{:>7}"), ("val_reward", "{:>6.3f}"),
@@ -1061,10 +1127,10 @@ def first_reach(metrics: list[dict], level: float) -> dict | None:
     return next((row for row in metrics if row["val_reward"] is not None and row["val_reward"] >= level), None)
 
 
-def print_threshold(out: str, seeds) -> None:
+def print_threshold(cfg: Config, seeds) -> None:
     """At what cost online and refresh first come within 0.02 of online's final validation reward."""
     for seed in seeds:
-        home = out if len(seeds) == 1 else f"{out}/seed{seed}"
+        home = home_of(cfg.out, cfg.seeds, seed)
         online, refresh = read_metrics(f"{home}/online"), read_metrics(f"{home}/refresh")
         level = online[-1]["val_reward"] - 0.02
         reached = [first_reach(metrics, level) for metrics in (online, refresh)]
@@ -1073,6 +1139,17 @@ def print_threshold(out: str, seeds) -> None:
             print(f"  {name:<8}" + (f"{row['fp']:>9,} FP  {row['seconds']:>6.1f} s  step {row['step']}" if row else " never"))
         if all(reached) and reached[1]["fp"]:
             print(f"  online needs {reached[0]['fp'] / reached[1]['fp']:.1f} times the FPs")
+
+
+def print_choice(rows: list[dict]) -> None:
+    """The semi-offline setting that validation chooses, beside the base, on the test split."""
+    for seed in dict.fromkeys(row["seed"] for row in rows):
+        base, *rest = (row for row in rows if row["seed"] == seed)
+        best = max((row for row in rest if row["setting"] == "semi"), key=lambda row: row["val_reward"])
+        text = ", ".join(f"{SHORT.get(key, key)} {dict(COLUMNS)[key].format(best[key]).strip()} "
+                         f"(base {dict(COLUMNS)[key].format(base[key]).strip()})"
+                         for key in ("test_reward", "bleu", "slot_error", "slot_error2") if base[key] is not None)
+        print(f"\nseed {seed}: semi-offline setting chosen on validation: {best['name']}; {text}")
 
 
 def print_samples(home: str, dataset, count: int = 2) -> None:
@@ -1088,7 +1165,7 @@ def print_samples(home: str, dataset, count: int = 2) -> None:
             print(f"    {name:<8} {lines[i].strip()}")
 
 
-def draw_compare(out: str, seeds, rows: list[dict]) -> None:
+def draw_compare(cfg: Config, seeds, rows: list[dict]) -> None:
     """compare.png: validation reward against sampling FPs (log axis) and against seconds, a line per setting."""
     import matplotlib
     matplotlib.use("Agg")
@@ -1096,7 +1173,7 @@ def draw_compare(out: str, seeds, rows: list[dict]) -> None:
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     for name in SETTINGS:
         for seed in seeds:
-            metrics = read_metrics(f"{out if len(seeds) == 1 else f'{out}/seed{seed}'}/{name}")
+            metrics = read_metrics(f"{home_of(cfg.out, cfg.seeds, seed)}/{name}")
             points = [m for m in metrics if m["val_reward"] is not None]
             look = STYLE[name] | {"label": name if seed == seeds[0] else None, "linewidth": 1.8, "markersize": 5,
                                   "markevery": max(1, len(points) // 8)}
@@ -1117,7 +1194,7 @@ def draw_compare(out: str, seeds, rows: list[dict]) -> None:
     fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     fig.suptitle("Reward against cost: what sampling costs each setting, from the same base model")
     fig.tight_layout(rect=(0, 0.07, 1, 1))
-    fig.savefig(f"{out}/compare.png", dpi=120)
+    fig.savefig(f"{cfg.out}/compare.png", dpi=120)
     plt.close(fig)
 
 
@@ -1128,34 +1205,43 @@ def train_mode(given: dict) -> None:
     cfg = make_config(given)
     device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
     if cfg.init:
-        base, base_folder = load_policy(cfg.init, device), cfg.out
-        asked = {name: given[name] for name in ("n_layer", "n_head", "n_embd", "block_size") if name in given}
-        if any(getattr(base.model.config, name) != value for name, value in asked.items()):
-            raise InputError(f"{cfg.init}: a model of another shape, {base.model.config}; expected {asked}")
-        check_lengths(dataset, base)
-        claim(cfg.out, cfg, data.data_hash(dataset))
+        base, base_folder = given_base(cfg, given, dataset, device), cfg.out
     else:
-        claim(cfg.out, cfg, data.data_hash(dataset))
+        check_data(cfg, dataset, device)
+    claim(cfg.out, cfg, data.data_hash(dataset))
+    write_json({name: value for name, value in given.items() if name != "resume"}, f"{cfg.out}/command.json")
+    if not cfg.init:
         base_folder = f"{cfg.out}/base"
         base = make_base(cfg, base_folder, dataset, reward, device)
-    write_json({name: value for name, value in given.items() if name != "resume"}, f"{cfg.out}/flags.json")
     row = run_one(cfg, name_of(cfg), cfg.out, base, base_folder, dataset, reward, device)
     write_json([row], f"{cfg.out}/results.json")
     print_table([row])
 
 
+def given_base(cfg: Config, given: dict, dataset, device: torch.device) -> Policy:
+    """The policy in --init. Raises InputError for flags that ask for another shape or vocabulary than it has."""
+    base = load_policy(cfg.init, device)
+    there = asdict(base.model.config) | {"max_len": base.T}
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "max_len", "vocab_size", "tokenizer"):
+        if name in given and given[name] != there.get(name):
+            raise InputError(f"{cfg.init}: a model of another shape or vocabulary; it has {name} "
+                             f"{there.get(name, 'of its own')}, not {given[name]}")
+    if cut := check_lengths(dataset, base):
+        print(f"note: {cut} targets are longer than {base.T} tokens and are cut")
+    return base
+
+
 def resumed(given: dict) -> dict:
     """The flags of the run in --resume, with those given now where they may differ."""
     folder = given["resume"]
-    there = read_json(f"{folder}/flags.json")
-    if there is None:
-        raise InputError(f"--resume {folder}: no run there; expected a folder that train.py --mode train has made")
-    known = {f.name for f in fields(Config)}
+    flags, config = read_json(f"{folder}/command.json"), read_json(f"{folder}/config.json")
+    if not isinstance(flags, dict) or not isinstance(config, dict):
+        raise InputError(f"--resume {folder}: no run of --mode train there (a comparison goes on by its own command)")
     for name, value in given.items():
-        if name not in NOT_THE_RUN and there.get(name, value) != value:
-            raise InputError(f"--resume {folder}: that run has {name} = {there[name]}, not {value}")
-    return {name: value for name, value in there.items() if name in known} | {
-        name: value for name, value in given.items() if name in NOT_THE_RUN and name != "preset"} | {"out": folder}
+        if name not in NOT_THE_RUN and name != "mode" and config.get(name) != value:
+            raise InputError(f"--resume {folder}: that run has {name} {config.get(name)}, not {value}")
+    allowed = {name: value for name, value in given.items() if name in NOT_THE_RUN - {"preset", "resume"}}
+    return flags | allowed | {"mode": "train", "out": folder}
 
 
 def eval_mode(given: dict) -> None:
@@ -1163,14 +1249,13 @@ def eval_mode(given: dict) -> None:
     cfg = make_config(given)
     policy, dataset = needed_policy(cfg), data.load_dataset(cfg.data)
     check_lengths(dataset, policy)
+    os.makedirs(cfg.out, exist_ok=True)
     row, texts = test_policy(policy, None, dataset["test"], load_reward(cfg.reward), cfg.seed, cfg.beam)
     row.pop("kl_to_base")
     for name, value in row.items():
         if value is not None:
             print(f"{name:<15}{value:10.4f}")
-    os.makedirs(cfg.out, exist_ok=True)
-    with open(f"{cfg.out}/predictions.txt", "w", encoding="utf-8") as file:
-        file.writelines(f"{r.put_names_back(r.source)}\n  {r.put_names_back(text)}\n" for r, text in zip(dataset["test"], texts))
+    write_predictions(cfg.out, dataset["test"], texts)
     print(f"wrote {cfg.out}/predictions.txt")
 
 
@@ -1192,10 +1277,10 @@ def candidates_mode(given: dict) -> None:
     os.makedirs(cfg.out_data, exist_ok=True)
     total = 0
     for split in SPLITS:
-        records, fp = sample_candidates(policy, dataset[split], cfg.num, reward, cfg.seed, cfg.temperature)
+        records, cost = sample_candidates(policy, dataset[split], cfg, cfg.num, reward, split)
         data.save_records(records, f"{cfg.out_data}/{split}.jsonl")
-        total += fp
-    write_json({"fp": total, "num": cfg.num, "init": cfg.init}, f"{cfg.out_data}/candidates.json")
+        total += cost["fp"]
+    write_json({"preset": cfg.preset}, f"{cfg.out_data}/flags.json")
     print(f"wrote {cfg.out_data}: {cfg.num} candidates a source, {total:,} FP")
 
 
@@ -1237,16 +1322,17 @@ MODES = {"compare": compare, "train": train_mode, "eval": eval_mode, "sample": s
 
 def main(argv: list[str]) -> None:
     given = parse_args(argv)
+    mode = given.get("mode", "train" if given.get("resume") else "compare")
     try:
-        MODES[given.get("mode", "compare")](given)
+        MODES[mode](given)
     except InputError as e:
         fail(str(e))
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
     except OSError as e:
         fail(f"{e.filename or 'a file'}: {e.strerror}")
-    except Interrupted as e:
-        print(f"\nsaved in {e}; the same command goes on from there", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as e:
+        print(f"\nstopped{f'; saved in {e}' if str(e) else ''}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
 
 

@@ -32,6 +32,7 @@ class Record:
     target: list[str] = field(default_factory=list)
     static: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
+    where: str = field(default="", compare=False, repr=False)  # file and line, for messages
 
     def __post_init__(self):
         self.target = self.target or self.references
@@ -50,7 +51,7 @@ def parse_record(line: str, where: str) -> Record:
     """One JSONL line -> Record. Raises InputError that begins with `where` (file and line number)."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # ValueError also for integers of thousands of digits
         raise InputError(f"{where}: expected one JSON object a line, found {line.strip()[:40]!r} ({e})") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected a JSON object with source and references, found {type(row).__name__}")
@@ -71,24 +72,29 @@ def parse_record(line: str, where: str) -> Record:
     if not isinstance(names, dict) or any(not isinstance(name, str) for name in names.values()):
         raise InputError(f"{where}: field 'names': expected an object of strings, found {names!r:.60}")
     try:
-        "".join([source, *sum(texts.values(), [])]).encode()
+        "".join([source, *sum(texts.values(), []), *names, *names.values()]).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: expected text that UTF-8 can encode, found an unpaired surrogate") from None
-    return Record(source, **texts, names=names)
+    return Record(source, **texts, names=names, where=where)
+
+
+def decode_line(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{where}: expected UTF-8 text ({e.reason})") from None
 
 
 def load_records(path: str) -> list[Record]:
     """Read one JSONL file. Raises InputError naming the file and the line."""
     records = []
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    records.append(parse_record(line, f"{path}:{number}"))
+                    records.append(parse_record(decode_line(line, f"{path}:{number}"), f"{path}:{number}"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected JSONL with source and references on every line") from None
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path}:{len(records) + 1}: expected UTF-8 text ({e.reason})") from None
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
     if not records:

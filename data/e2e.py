@@ -70,7 +70,7 @@ def delexicalise(mr: str, ref: str) -> tuple[str, str | None, dict[str, str]]:
     """(mr with xname, xnear and its slots in one order; ref likewise, None when a name is not in it; the names)."""
     slots, names = parse_slots(mr), {}
     ref = " ".join(ref.split())
-    for slot in sorted({"name", "near"} & set(slots), key=lambda slot: -len(slots[slot])):
+    for slot in sorted([slot for slot in ("name", "near") if slot in slots], key=lambda slot: -len(slots[slot])):
         names["x" + slot], slots[slot] = slots[slot], "x" + slot
         ref = ref and _replace(ref, names["x" + slot], "x" + slot)
     return ", ".join(f"{slot}[{value}]" for slot, value in slots.items()), ref or None, dict(sorted(names.items()))

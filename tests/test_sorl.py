@@ -222,9 +222,12 @@ def test_advantage_by_hand():
     assert torch.allclose(sorl.advantage(R, "greedy", torch.tensor([0.8])), torch.tensor([[-0.8, -0.3, 0.2]]))
     assert torch.allclose(sorl.advantage(R, scale=True), torch.tensor([[-1.2247, 0, 1.2247]]), atol=1e-4)
     assert torch.equal(sorl.advantage(torch.tensor([[0.7]]), "loo"), torch.tensor([[0.7]]))  # K = 1: REINFORCE
+    assert torch.equal(sorl.advantage(torch.tensor([[0.7]]), "loo", scale=True), torch.tensor([[0.7]]))  # no spread
+    flat = sorl.advantage(torch.tensor([[0.5, 0.5]]), "greedy", torch.tensor([0.4]), scale=True)
+    assert torch.allclose(flat, torch.tensor([[0.1, 0.1]]))
 
 
-@pytest.mark.parametrize("baseline, scale", itertools.product(["mean", "loo"], [False, True]))
+@pytest.mark.parametrize("baseline, scale", list(itertools.product(["mean", "loo"], [False, True])))
 def test_equal_rewards_give_exactly_zero(tiny, baseline, scale):
     """Exactly: .1 + .1 + .1 is not 3 · .1 in floating point, and a scaled rounding error would be a gradient of 1."""
     A = sorl.advantage(torch.full((2, 3), 0.1), baseline, scale=scale)

@@ -108,16 +108,18 @@ def test_decoding_counts_the_rows_really_sampled(folder, base, name):
     mask = sorl.sample_mask(draws.mask, torch.full((4,), policy.T + 1), p)
     expected = sorl.decode(policy.model, batch.src, batch.pad, batch.static[:, 0], mask, draws.tokens)
     parts = train.update(runner, batches, load_reward("rouge"))
-    assert parts[0].fp == expected.acted.sum() == (expected.tokens != policy.tok.pad)[mask[:, None].expand_as(
+    assert parts[0].rl.fp == expected.acted.sum() == (expected.tokens != policy.tok.pad)[mask[:, None].expand_as(
         expected.tokens)].sum()
 
 
-@pytest.mark.parametrize("name", ["online", "masked", "refresh", "offline"])
+@pytest.mark.parametrize("name", ["online", "full", "masked", "refresh", "offline", "greedy"])
 def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
-    """A batch of 4 in one, two or four parts: the same rewards drawn, the same gradient to 1e-6."""
-    gradients, rewards = [], []
-    for parts in (1, 2, 4):
-        given = train.parse_args([*TINY, *SETTINGS[name], "--data", folder, "--micro_batches", str(parts)])
+    """A batch of 5 in one part, in 3 + 2, or one by one: the same rewards drawn, the same losses logged, the same gradient
+    to 1e-6."""
+    gradients, rewards, losses = [], [], []
+    for parts in (1, 2, 5):
+        given = train.parse_args([*TINY, *SETTINGS[name], "--data", folder, "--batch_size", "5",
+                                  "--micro_batches", str(parts)])
         cfg = train.make_config(given)
         policy = train.load_policy(base, torch.device("cpu"))
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)  # the step is the gradient
@@ -125,10 +127,12 @@ def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
         runner = train.Run(train.replace(cfg, clip=0.0), policy, "", optimizer, False)
         terms = train.update(runner, train.Batches(cfg, data.load_dataset(folder)["train"], policy, None),
                              load_reward("rouge"))
-        rewards.append(torch.cat([t.rewards for t in terms]))
+        rewards.append(torch.cat([t.rl.rewards for t in terms]))
+        row = train.metrics_of(runner, terms)
+        losses.append(torch.tensor([row["rl_loss"], row["mle_loss"]]))
         gradients.append({n: before[n] - p.detach() for n, p in policy.model.named_parameters()})
-    for other, gradient in zip(rewards[1:], gradients[1:]):
-        assert torch.equal(other, rewards[0])
+    for other, loss, gradient in zip(rewards[1:], losses[1:], gradients[1:]):
+        assert torch.equal(other, rewards[0]) and torch.allclose(loss, losses[0], atol=1e-4)
         assert all((gradient[n] - gradients[0][n]).abs().max() < 1e-6 for n in gradient)
     assert max(g.abs().max() for g in gradients[0].values()) > 1e-3
 
@@ -160,7 +164,7 @@ def test_resume_equals_uninterrupted(folder, base, tmp_path, name, at):
     with pytest.raises(Stop):
         train.start(cfg, str(tmp_path / "cut"), policy, dataset, bomb, name)
     assert len(metrics(tmp_path / "cut")) < 7
-    train.write_json(given, str(tmp_path / "cut" / "flags.json"))
+    train.write_json(given, str(tmp_path / "cut" / "command.json"))
     train.main(["--mode", "train", "--resume", str(tmp_path / "cut")])
 
     for file in ("ckpt.pt", "best.pt"):
@@ -184,27 +188,27 @@ def test_a_save_that_is_killed_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay, kind", [(0.0, signal.SIGINT), (0.7, signal.SIGINT), (0.3, signal.SIGKILL)])
+@pytest.mark.parametrize("delay, kind", [(0.0, signal.SIGINT), (0.5, signal.SIGINT), (0.3, signal.SIGKILL)])
 def test_a_stopped_process_goes_on(folder, base, tmp_path, delay, kind):
     """Ctrl-C saves, says how to go on and exits 130; kill -9 loses at most what came after the last save."""
-    flags = [*TINY, "--steps", "60", "--data", folder, "--init", base]
-    flags[flags.index("--steps") + 1] = "60"
+    flags = [*TINY, "--data", folder, "--init", base]
+    flags[flags.index("--steps") + 1] = "400"
     command = [sys.executable, "train.py", "--mode", "train", *flags, "--out"]
     root = os.path.dirname(train.__file__)
     subprocess.run([*command, str(tmp_path / "whole")], cwd=root, check=True, capture_output=True)
     process = subprocess.Popen([*command, str(tmp_path / "cut")], cwd=root, stderr=subprocess.PIPE, text=True,
                                stdout=subprocess.DEVNULL)
-    while not os.path.exists(tmp_path / "cut/ckpt.pt"):
-        time.sleep(0.05)
+    while not os.path.exists(tmp_path / "cut/ckpt.pt") and process.poll() is None:
+        time.sleep(0.02)
     time.sleep(delay)
     process.send_signal(kind)
     _, message = process.communicate(timeout=60)
-    if kind == signal.SIGINT and process.returncode != 0:
-        assert process.returncode == 130 and "goes on" in message
+    assert process.returncode == (130 if kind == signal.SIGINT else -kind), message
+    assert kind == signal.SIGKILL or "goes on" in message
     subprocess.run([sys.executable, "train.py", "--mode", "train", "--resume", str(tmp_path / "cut")], cwd=root,
                    check=True, capture_output=True)
     assert same(weights(tmp_path / "whole/ckpt.pt"), weights(tmp_path / "cut/ckpt.pt"))
-    assert [line["step"] for line in metrics(tmp_path / "cut")] == list(range(61))
+    assert [line["step"] for line in metrics(tmp_path / "cut")] == list(range(401))
 
 
 # --- modes -----------------------------------------------------------------------------------------------------------
@@ -252,9 +256,46 @@ def test_compare_continues_reprints_and_refuses(folder, tmp_path, capsys):
     os.remove(tmp_path / "results.json")  # an interrupted comparison: finished runs are not trained again
     train.main(flags)
     assert os.path.getmtime(tmp_path / "masked/ckpt.pt") == stamp
-    with pytest.raises(SystemExit, match="2"):
-        train.main([*flags, "--seed", "1"])
-    assert "another config (seed" in capsys.readouterr().err
+    assert "another config (seed" in refused(capsys, *flags, "--seed", "1")
+    assert "another config (mode" in refused(capsys, *flags, "--mode", "train")  # a run would overwrite its results
+    assert len(json.load(open(tmp_path / "results.json"))) == 8
+    (tmp_path / "results.json").write_text('{"a": 1}')
+    assert "expected the rows" in refused(capsys, *flags)
+
+
+def test_compare_with_seeds(folder, tmp_path, capsys):
+    """Each seed has a base and a folder of its own, and what a flag cannot mean for a setting is left out there."""
+    flags = [*TINY, "--data", folder, "--out", str(tmp_path), "--seeds", "0", "1", "--refresh", "2", "--num_static", "2"]
+    flags[flags.index("--steps") + 1] = "2"
+    train.main(flags)
+    rows = json.load(open(tmp_path / "results.json"))
+    assert [row["seed"] for row in rows] == [0] * 8 + [1] * 8 and os.path.exists(tmp_path / "seed1/online/best.pt")
+    assert [row["refresh"] for row in rows[:8]] == [None, None, None, None, 0, 0, 0, 2]
+    assert not same(weights(tmp_path / "seed0/base/best.pt"), weights(tmp_path / "seed1/base/best.pt"))
+
+
+def test_a_stop_during_the_base_can_be_resumed(folder, tmp_path, monkeypatch):
+    """The command is on disk before the base is trained; --resume alone then does the rest."""
+    (tmp_path / "stops.py").write_text("calls = [0]\ndef score(hypotheses, references, sources):\n    calls[0] += 1\n"
+                                       "    if calls[0] == 3:\n        raise KeyboardInterrupt\n"
+                                       "    return [0.5] * len(hypotheses)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="130"):
+        train.main(["--mode", "train", *TINY, "--data", folder, "--out", "run", "--reward", "stops:score"])
+    assert os.path.exists("run/base/ckpt.pt") and not os.path.exists("run/ckpt.pt")
+    train.main(["--resume", "run"])
+    assert [line["step"] for line in metrics("run")] == list(range(7))
+
+
+def test_a_run_keeps_out_of_what_is_not_its_own(folder, base, tmp_path, capsys):
+    """Another checkpoint to start from is another run; a folder with a data set or foreign files is no run at all."""
+    run(folder, base, tmp_path / "run")
+    other = str(tmp_path / "other.pt")
+    torch.save(torch.load(base, weights_only=True), other)
+    assert "another config (init" in refused(capsys, "--mode", "train", *TINY, "--data", folder, "--init", other, "--out",
+                                             str(tmp_path / "run"))
+    assert "holds train.jsonl but no config" in refused(capsys, "--mode", "train", *TINY, "--data", folder, "--out", folder)
+    assert "p_m 0.2, not 0.9" in refused(capsys, "--resume", str(tmp_path / "run"), "--p_m", "0.9")
 
 
 # --- bad input: one line, exit 2, nothing overwritten ------------------------------------------------------------------
@@ -279,11 +320,18 @@ def refused(capsys, *flags):
     (["--mode", "eval", "--init", "no/such.pt"], "no such checkpoint"),
     (["--mode", "eval"], "expected --init"),
     (["--mode", "sample", "--init", "BASE"], "expected --source"),
-    (["--mode", "train", "--resume", "nowhere"], "no run there"),
+    (["--mode", "train", "--resume", "nowhere"], "no run of --mode train there"),
     (["--out", "/proc/nowhere"], "cannot be written"),
     (["--n_embd", "30", "--n_head", "4"], "a multiple of n_head"),
     (["--mode", "train", "--setting", "online", "--refresh", "3"], "--refresh 3"),
     (["--tokenizer", "gpt7"], "tokenizer gpt7"),
+    (["--n_head", "0"], "--n_head 0: expected at least 1"),
+    (["--mode", "train", "--mle_weight", "0", "--rl_weight", "0"], "--rl_weight 0.0: expected above 0"),
+    (["--seed", "99999999999999999999"], "--seed"),
+    (["--max_len", "200", "--block_size", "160"], "--max_len 200: expected less than"),
+    (["--mode", "train", "--K", "1"], "--K 1: expected at least 2"),
+    (["--setting", "online"], "--setting: compare runs every setting"),
+    (["--init", "BASE"], "--init: compare runs"),
 ])
 def test_bad_flags(capsys, base, tmp_path, flags, expected):
     flags = [base if flag == "BASE" else flag for flag in flags]
@@ -307,6 +355,9 @@ def test_no_cuda(capsys, tmp_path):
     ('{"source": "a", "references": ["b"], "static": [3]}', "train.jsonl:2: field 'static'"),
     ('{"source": "a", "references": ["b"], "extra": 1}', "train.jsonl:2: unknown field 'extra'"),
     ('{"source": "\\ud800", "references": ["b"]}', "train.jsonl:2: expected text"),
+    ('{"source": "a", "references": ["b"], "names": {"x": "\\ud800"}}', "train.jsonl:2: expected text"),
+    ('{"source": ' + "9" * 5000 + "}", "train.jsonl:2: expected one JSON object"),
+    ('\n{"source": "' + "".join(chr(0x4e00 + 7 * i) for i in range(90)) + '", "references": ["b"]}', "train.jsonl:3: source of"),
     ('{"source": "' + "word " * 400 + '", "references": ["b"]}', "train.jsonl:2: source of"),
 ])
 def test_bad_records(capsys, tmp_path, line, expected):
@@ -321,8 +372,9 @@ def test_missing_empty_and_binary_files(capsys, tmp_path):
     assert "train.jsonl: no such file" in refused(capsys, *flags)
     (tmp_path / "train.jsonl").write_text("\n")
     assert "train.jsonl: empty" in refused(capsys, *flags)
-    (tmp_path / "train.jsonl").write_bytes(b"\xff\xfe\x00")
-    assert "train.jsonl:1: expected UTF-8" in refused(capsys, *flags)
+    (tmp_path / "train.jsonl").write_bytes(b'{"source": "a", "references": ["b"]}\n' * 9 + b"\xff\xfe\x00")
+    assert "train.jsonl:10: expected UTF-8" in refused(capsys, *flags)
+    assert os.listdir(tmp_path) == ["train.jsonl"]  # nothing was written
 
 
 def test_bad_checkpoints(capsys, folder, base, tmp_path):
@@ -341,7 +393,7 @@ def test_bad_checkpoints(capsys, folder, base, tmp_path):
                                       "--out", str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("body, expected", [("return [0.5]", "expected"), ("return [float('nan')] * len(hypotheses)", "NaN"),
+@pytest.mark.parametrize("body, expected", [("return [0.5]", "expected"), ("return [float('nan')] * len(hypotheses)", "nan"),
                                             ("return [2.0] * len(hypotheses)", "0..1")])
 def test_bad_rewards(capsys, folder, base, tmp_path, monkeypatch, body, expected):
     (tmp_path / "my_reward.py").write_text(f"def score(hypotheses, references, sources):\n    {body}\n")
@@ -349,7 +401,7 @@ def test_bad_rewards(capsys, folder, base, tmp_path, monkeypatch, body, expected
     sys.modules.pop("my_reward", None)
     message = refused(capsys, "--mode", "eval", "--init", base, "--data", folder, "--reward", "my_reward:score",
                       "--out", str(tmp_path / "out"))
-    assert "my_reward:score" in message
+    assert "my_reward:score" in message and expected in message
 
 
 def test_an_error_inside_a_reward_keeps_its_traceback(folder, base, tmp_path, monkeypatch):
