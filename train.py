@@ -145,8 +145,8 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "full": dict(steps=20, K=8),
         "masked": dict(steps=80),
         "static": dict(steps=80),
-        "refresh": dict(steps=120, refresh=4, batch_size=16, num_static=4, static_credit=1.0, lr=1e-4, mle_weight=0.5,
-                        eval_every=20),
+        "refresh": dict(steps=200, refresh=4, batch_size=24, num_static=4, static_credit=1.0, p_m=0.1, lr=7e-5,
+                        mle_weight=1.0, eval_every=20),
     },
 }
 STYLE = {  # one look per setting in every figure of the project; lightness, dash and marker differ, for print in grey
