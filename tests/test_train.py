@@ -1,6 +1,7 @@
 """The trainer end to end on a tiny model and a tiny data set: modes, resume, counts, errors."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -435,3 +436,15 @@ def test_rate_warms_up_and_falls():
     rates = [train.rate(cfg, x) for x in (0.0, 0.1, 0.2, 0.6, 1.0)]
     assert rates[0] < 0.01 and rates[1] == pytest.approx(0.5, abs=0.01) and rates[2] == pytest.approx(1.0)
     assert rates[3] == pytest.approx(0.5) and rates[4] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="torch.compile needs a "
+                    "C++ compiler on CPU")
+def test_a_compiled_model_learns_the_same(folder, base, tmp_path):
+    """--compile changes the time, not what is drawn or learned (to rounding)."""
+    plain = run(folder, base, tmp_path / "plain", "--steps", "2")
+    compiled = run(folder, base, tmp_path / "compiled", "--steps", "2", "--compile")
+    assert plain["fp"] == compiled["fp"] and plain["tokens"] == compiled["tokens"]
+    a, b = (weights(tmp_path / name / "ckpt.pt") for name in ("plain", "compiled"))
+    assert a.keys() == b.keys() and all((a[name] - b[name]).abs().max() < 1e-3 for name in a)
