@@ -175,6 +175,16 @@ def parse_bool(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
+def one_of(choices: tuple):
+    """An argparse type: one of these words, or a message that names the nearest."""
+    def parse(text: str) -> str:
+        if text not in choices:
+            near = difflib.get_close_matches(text, choices, n=1, cutoff=0.3) or choices
+            raise argparse.ArgumentTypeError(f"expected {', '.join(choices)}; found {text!r}, the nearest is {near[0]}")
+        return text
+    return parse
+
+
 def parse_args(argv: list[str]) -> dict:
     """Command line -> the flags that were given, by name. Exits 2 with one line for an unknown or ill-typed flag."""
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -189,7 +199,7 @@ def parse_args(argv: list[str]) -> dict:
         elif isinstance(f.default, tuple):
             kind = dict(type=int, nargs="+", metavar="N")
         if f.metadata["choices"]:
-            kind["choices"] = f.metadata["choices"]
+            kind = dict(type=one_of(f.metadata["choices"]), metavar="{" + ",".join(f.metadata["choices"]) + "}")
         parser.add_argument("--" + f.name, default=argparse.SUPPRESS, help=text, **kind)
     given, unknown = parser.parse_known_args(argv)
     if unknown:

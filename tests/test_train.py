@@ -312,7 +312,7 @@ def refused(capsys, *flags):
 @pytest.mark.parametrize("flags, expected", [
     (["--bath_size", "3"], "the nearest is --batch_size"),
     (["--batch_size", "many"], "--batch_size"),
-    (["--setting", "of-line"], "choose from"),
+    (["--setting", "of-line"], "the nearest is offline"),
     (["--p_m", "1.5"], "--p_m 1.5: expected a probability"),
     (["--p_m", "nan"], "--p_m nan"),
     (["--K", "0"], "--K 0: expected at least 1"),
