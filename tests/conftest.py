@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as train.py
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tensors of the tests are tiny: a second thread costs more than it gives
 sorl = importlib.import_module(os.environ.get("SORL", "sorl"))
 
 
