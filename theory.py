@@ -74,7 +74,7 @@ import data
 import sorl
 from data.rewards import load_reward
 from model import EOS, GPT, MASK, SEP, GPTConfig, log_probs
-from train import STYLE
+from report import STYLE
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The table that is printed

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import data
+import report
 import sorl
 from data import InputError, Record, SPLITS
 from data.rewards import bleu, has_slots, load_reward, rouge, slot_errors, slot_errors2
@@ -36,6 +37,20 @@ from model import GPT, GPTConfig, beam_search, generate
 
 def flag(default, text: str, choices: tuple = ()):
     return field(default=default, metadata={"help": text, "choices": choices})
+
+
+SETTINGS = {  # the names of compare: what each is, whatever the flags say
+    "mle": dict(setting="mle", mle_weight=1.0, rl_weight=0.0),
+    "offline": dict(setting="offline"),
+    "online": dict(setting="online"),
+    "reuse": dict(setting="semi", observation="masked", p_m=0.0),  # online, every sample used for several updates
+    "full": dict(setting="semi", observation="full"),
+    "masked": dict(setting="semi", observation="masked"),
+    "static": dict(setting="semi", observation="static"),
+    "nocredit": dict(setting="semi", observation="masked", static_credit=0.0),  # refresh without static credit
+    "refresh": dict(setting="semi", observation="masked"),
+}
+USUAL = ("mle", "offline", "online", "full", "masked", "static", "refresh")
 
 
 @dataclass
@@ -65,9 +80,11 @@ class Config:
     length_norm: str = flag("none", "divide a sample's log-probability by its actions", ("none", "masked"))
     mle_weight: float = flag(0.1, "weight of the MLE term during RL")
     rl_weight: float = flag(1.0, "weight of the RL term")
+    kl_weight: float = flag(0.0, "weight of KL(policy || base), summed over a text as RL observes it; one more FP a row")
     label_smoothing: float = flag(0.0, "label smoothing of the MLE term")
     temperature: float = flag(1.0, "sampling temperature")
     top_k: int = flag(0, "sample from the k likeliest tokens; 0 = all")
+    settings: tuple = flag(USUAL, "compare: which settings", (*SETTINGS, "all"))
     # optimization
     steps: int = flag(0, "updates; 0 = the preset's own for each setting")
     budget_fp: int = flag(0, "stop after this many sampling FPs; 0 = no limit")
@@ -107,15 +124,6 @@ class Config:
     compile: bool = flag(False, "torch.compile the model")
 
 
-SETTINGS = {  # the names of compare: what each is, whatever the flags say
-    "mle": dict(setting="mle", mle_weight=1.0, rl_weight=0.0),
-    "offline": dict(setting="offline"),
-    "online": dict(setting="online"),
-    "full": dict(setting="semi", observation="full"),
-    "masked": dict(setting="semi", observation="masked"),
-    "static": dict(setting="semi", observation="static"),
-    "refresh": dict(setting="semi", observation="masked"),
-}
 PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
     "forecast": {
         "mle": dict(steps=60),
@@ -125,6 +133,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "masked": dict(steps=60, batch_size=64),
         "static": dict(steps=60, batch_size=64),
         "refresh": dict(steps=160, refresh=8),
+        "reuse": dict(static_credit=1.0, num_static=8),
     },
     "quick": {
         "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5, batch_size=16),
@@ -135,6 +144,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "masked": dict(steps=20, batch_size=32),
         "static": dict(steps=20, batch_size=32),
         "refresh": dict(steps=40, refresh=8),
+        "reuse": dict(static_credit=1.0, num_static=4),
     },
     "e2e": {
         "": dict(reward="rouge+slot", n_layer=4, block_size=96, max_len=48, weight_decay=0.1, base_steps=1500,
@@ -149,18 +159,8 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
                         mle_weight=1.0, eval_every=20),
     },
 }
-STYLE = {  # one look per setting in every figure of the project; lightness, dash and marker differ, for print in grey
-    "base": dict(color="#7f7f7f", linestyle=":", marker="x"),
-    "mle": dict(color="#b3a369", linestyle=(0, (1, 1)), marker="+"),
-    "offline": dict(color="#e69f00", linestyle="--", marker="s"),
-    "online": dict(color="#000000", linestyle="-", marker="o"),
-    "full": dict(color="#56b4e9", linestyle="-.", marker="D"),
-    "masked": dict(color="#0072b2", linestyle="--", marker="^"),
-    "static": dict(color="#cc79a7", linestyle="-.", marker="v"),
-    "refresh": dict(color="#d55e00", linestyle="-", marker="*"),
-}
 NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num", "out_data", "source", "reference",
-               "static_text", "preset"}  # flags that may differ when a run goes on
+               "static_text", "preset", "settings"}  # flags that may differ when a run goes on
 
 
 def fail(message: str):
@@ -199,7 +199,7 @@ def parse_args(argv: list[str]) -> dict:
         elif isinstance(f.default, tuple):
             kind = dict(type=int, nargs="+", metavar="N")
         if f.metadata["choices"]:
-            kind = dict(type=one_of(f.metadata["choices"]), metavar="{" + ",".join(f.metadata["choices"]) + "}")
+            kind = dict(nargs="+" if isinstance(f.default, tuple) else None, type=one_of(f.metadata["choices"]), metavar="{" + ",".join(f.metadata["choices"]) + "}")
         parser.add_argument("--" + f.name, default=argparse.SUPPRESS, help=text, **kind)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -223,8 +223,9 @@ def make_config(given: dict, name: str = "") -> Config:
     if preset == "auto":
         preset = preset_of(given.get("data", "forecast"))
     name = name or name_of(replace(Config(), **given))
-    tuned = PRESETS[preset]
-    return checked(replace(Config(), **{**tuned.get("", {}), **tuned[name], **given, **SETTINGS[name], "preset": preset}))
+    tuned = PRESETS[preset].get("", {}) | (PRESETS[preset]["refresh"] if name in ("reuse", "nocredit") else {})
+    return checked(replace(Config(), **{**tuned, **PRESETS[preset].get(name, {}), **given, **SETTINGS[name],
+                                        "preset": preset}))
 
 
 def preset_of(folder: str) -> str:
@@ -245,7 +246,7 @@ def name_of(cfg: Config) -> str:
     """The name under which compare would list this setting."""
     if cfg.setting != "semi":
         return cfg.setting
-    return "refresh" if cfg.refresh else cfg.observation
+    return cfg.observation if not cfg.refresh else "refresh" if cfg.p_m > 0 else "reuse"
 
 
 def checked(cfg: Config) -> Config:
@@ -256,7 +257,7 @@ def checked(cfg: Config) -> Config:
              ("K", "num_static", "batch_size", "micro_batches", "base_batch", "base_steps", "n_layer", "n_head",
               "n_embd", "eval_every", "save_every", "beam", "num")]
     rules += [(name, 0 <= getattr(cfg, name) < math.inf, "0 or more") for name in
-              ("steps", "refresh", "candidates", "mle_weight", "rl_weight", "static_credit", "lr", "base_lr",
+              ("steps", "refresh", "candidates", "mle_weight", "rl_weight", "kl_weight", "static_credit", "lr", "base_lr",
                "budget_fp", "eval_size", "max_len", "weight_decay", "clip", "top_k", "seed")]
     rules += [
         ("p_m", 0 <= cfg.p_m <= 1, "a probability, 0 to 1"), ("base_p_m", 0 <= cfg.base_p_m <= 1, "0 to 1"),
@@ -283,6 +284,12 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(name)
+
+
+def machine_of(device: torch.device) -> str:
+    """Where a run was made, for the report."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+    return f"PyTorch {torch.__version__.split('+')[0]}, {name}"
 
 
 def autocast(device: torch.device):
@@ -508,7 +515,8 @@ def rl_inputs(cfg: Config, policy: Policy, batch: data.Batch, u: Draws):
     return sorl.observe(static, mask, cfg.observation, tok.mask), mask, None
 
 
-def forward(cfg: Config, policy: Policy, batch: data.Batch, u: Draws, reward, share: float, mle_tokens: int) -> Terms:
+def forward(cfg: Config, policy: Policy, base: GPT, batch: data.Batch, u: Draws, reward, share: float,
+            mle_tokens: int) -> Terms:
     """One micro-batch, `share` of the global batch of `mle_tokens` target tokens; RL and MLE rows in one forward."""
     B = len(batch.sources)
     fed, mask, decoded = batch.target[:0], None, None
@@ -529,6 +537,13 @@ def forward(cfg: Config, policy: Policy, batch: data.Batch, u: Draws, reward, sh
         terms.logits, terms.mask, terms.static = logits[:len(fed)].detach(), mask, batch.static.flatten(0, 1)
         terms.rl = rl_part(cfg, policy, batch, logits[:len(fed)], mask, decoded, u, reward)
         terms.loss = terms.loss + cfg.rl_weight * share * terms.rl.loss
+        if cfg.kl_weight > 0:
+            with torch.no_grad():
+                there = sorl.target_logits(base, src[:len(fed)], pad[:len(fed)], fed)
+            inside = sorl.text_mask(terms.static if decoded is None else fed, policy.tok.vocab_size)
+            kl = sorl.kl_divergence(logits[:len(fed)], there, inside) * inside.sum() / len(fed)  # of a whole text
+            terms.loss = terms.loss + cfg.kl_weight * share * kl
+            terms.rl.fp = terms.rl.fp + len(fed)
     return terms
 
 
@@ -751,6 +766,7 @@ class Run:
     folder: str
     optimizer: torch.optim.Optimizer
     by_loss: bool                  # the base is chosen by validation loss, RL by validation reward
+    base: GPT | None = None        # what KL is measured from
     step: int = 0
     counts: dict = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     best: float = -math.inf
@@ -840,7 +856,7 @@ def update(run: Run, batches: Batches, reward) -> list[Terms]:
     for at in range(0, B, size):
         rows = slice(at, min(at + size, B))
         with autocast(policy.device):
-            terms = forward(cfg, policy, batch.rows(rows), draws.rows(rows, C, policy.device), reward,
+            terms = forward(cfg, policy, run.base, batch.rows(rows), draws.rows(rows, C, policy.device), reward,
                             (rows.stop - rows.start) / B, mle_tokens)
         terms.loss.backward()
         parts.append(terms)
@@ -858,8 +874,10 @@ def metrics_of(run: Run, parts: list[Terms]) -> dict:
     run.counts["fp"] += int(sum(rl.fp for rl in learned))
     run.counts["fp_grad"] += sum(rl.fp_grad for rl in learned)
     run.counts["fp_mle"] += sum(terms.fp_mle for terms in parts)
-    run.counts["tokens"] += int(run.policy.model.pushed[1])
-    run.policy.model.pushed.zero_()
+    for model in (run.policy.model, run.base):
+        if model is not None:
+            run.counts["tokens"] += int(model.pushed[1])
+            model.pushed.zero_()
     return {"reward": float(torch.cat([rl.rewards.flatten() for rl in learned]).mean()) if learned else None,
             "mle_loss": float(sum(terms.mle for terms in parts)),
             "rl_loss": float(sum(terms.share * terms.rl.loss.detach() for terms in parts if terms.rl))}
@@ -940,10 +958,10 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
         file.close()
 
 
-def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, by_loss: bool = False,
-          spent: dict | None = None) -> Run:
+def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, base: GPT | None = None,
+          by_loss: bool = False, spent: dict | None = None) -> Run:
     """Go on from the folder's last checkpoint, if there is one, and train to the end. `spent`: counts to begin with."""
-    run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), by_loss)
+    run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), by_loss, base)
     run.counts |= spent or {}
     run.load()
     fit(run, dataset, reward, name)
@@ -1032,19 +1050,11 @@ def make_row(name: str, cfg: Config, run_state: dict, quality_row: dict) -> dict
     return {key: row[key] for key in ROW}
 
 
-def write_predictions(folder: str, records: list[Record], texts: list[str]) -> None:
-    """predictions.txt: two lines a record, source and text, names put back."""
-    with open(f"{folder}/predictions.txt", "w", encoding="utf-8") as file:
-        for r, text in zip(records, texts):
-            source, text = (" ".join(r.put_names_back(t).split()) for t in (r.source, text))
-            file.write(f"{source}\n  {text}\n")
-
-
 def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, name: str, device) -> dict:
     """Test the best weights of a finished run; write predictions.txt -> its row."""
     policy = load_policy(f"{folder}/best.pt", device)
     quality_row, texts = test_policy(policy, base, dataset["test"], reward, cfg.seed)
-    write_predictions(folder, dataset["test"], texts)
+    report.write_predictions(folder, dataset["test"], texts)
     val_reward, _ = validate(policy, dataset["val"], reward, cfg.eval_size)
     return make_row(name, cfg, load(f"{folder}/ckpt.pt") | {"val_reward": val_reward}, quality_row)
 
@@ -1055,32 +1065,30 @@ def run_one(cfg: Config, name: str, folder: str, base: Policy, base_folder: str,
     dataset, spent = with_candidates(cfg, base_folder, dataset, base, reward)
     policy = Policy(GPT(base.model.config).to(device), base.tok, base.T, device)
     policy.model.load_state_dict(base.model.state_dict())
+    base.model.pushed.zero_()
     if cfg.compile:
         policy.model.compile()
-    start(cfg, folder, policy, dataset, reward, name, spent=spent)
+    start(cfg, folder, policy, dataset, reward, name, base.model.eval(), spent=spent)
     return finish_run(cfg, folder, base, dataset, reward, name, device)
-
-
-def home_of(out: str, seeds: tuple, seed: int) -> str:
-    """The folder of one seed's runs in a comparison."""
-    return f"{out}/seed{seed}" if seeds else out
 
 
 def compare(given: dict) -> None:
     """Every setting from one base, for each seed; a table, results.json and compare.png. Goes on where it stopped."""
     if clash := [name for name in ("setting", "observation", "init") if name in given]:
         raise InputError(f"--{clash[0]}: compare runs every setting from its own base; expected --mode train with it")
-    cfg, configs = make_config(given), {name: make_config(given, name) for name in SETTINGS}  # checked before any work
+    cfg = make_config(given)
+    names = [name for name in SETTINGS if name in cfg.settings or "all" in cfg.settings]
+    configs = {name: make_config(given, name) for name in names}  # checked before any work
     device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
     check_data(cfg, dataset, device)
     claim(cfg.out, replace(cfg, mode="compare"), data.data_hash(dataset))
     rows, seeds = read_rows(f"{cfg.out}/results.json"), cfg.seeds or (cfg.seed,)
     for seed in seeds:
-        home, done = home_of(cfg.out, cfg.seeds, seed), {row["name"] for row in rows if row["seed"] == seed}
-        if done >= {"base", *SETTINGS}:
+        home, done = report.home_of(cfg.out, cfg.seeds, seed), {row["name"] for row in rows if row["seed"] == seed}
+        if done >= {"base", *names}:
             continue
         base = make_base(replace(cfg, seed=seed), f"{home}/base", dataset, reward, device)
-        for name in ("base", *SETTINGS):
+        for name in ("base", *names):
             if name in done:
                 continue
             if name == "base":
@@ -1089,13 +1097,11 @@ def compare(given: dict) -> None:
                 row = run_one(replace(configs[name], seed=seed), name, f"{home}/{name}", base, f"{home}/base", dataset,
                               reward, device)
             rows.append(row)
+            rows.sort(key=lambda row: (row["seed"], ["base", *SETTINGS].index(row["name"])))
             write_json(rows, f"{cfg.out}/results.json")
-    draw_compare(cfg, seeds, rows)
-    print_table(rows)
-    print_choice(rows)
-    print_threshold(cfg, seeds)
-    print_samples(home_of(cfg.out, cfg.seeds, seeds[0]), dataset)
-    print(f"\nwrote {cfg.out}/results.json and {cfg.out}/compare.png")
+    rows = [row for row in rows if row["name"] in ("base", *names) and row["seed"] in seeds]
+    print("\n" + report.compare_report(cfg.out, cfg.seeds, rows, dataset["test"], reward, machine_of(device)))
+    print(f"\nwrote {cfg.out}/results.json, report.txt, outputs.txt and compare.png")
 
 
 def read_rows(path: str) -> list[dict]:
@@ -1104,108 +1110,6 @@ def read_rows(path: str) -> list[dict]:
     if not isinstance(rows, list) or any(not isinstance(row, dict) or set(ROW) - set(row) for row in rows):
         raise InputError(f"{path}: expected the rows that train.py writes; move it away to begin again")
     return rows
-
-
-COLUMNS = (("name", "{:<8}"), ("p_m", "{:>4.2f}"), ("K", "{:>3}"), ("refresh", "{:>7}"), ("val_reward", "{:>6.3f}"),
-           ("test_reward", "{:>6.3f}"), ("sampled_reward", "{:>7.3f}"), ("bleu", "{:>5.1f}"), ("rougeL", "{:>6.1f}"),
-           ("slot_error", "{:>7.2%}"), ("slot_error2", "{:>7.2%}"), ("entropy", "{:>7.3f}"), ("kl_to_base", "{:>6.3f}"),
-           ("distinct2", "{:>6.3f}"), ("fp", "{:>9,}"), ("fp_grad", "{:>8,}"), ("fp_mle", "{:>7,}"),
-           ("tokens", "{:>11,}"), ("seconds", "{:>7.1f}"), ("steps", "{:>5}"))
-SHORT = {"val_reward": "val R", "test_reward": "test R", "sampled_reward": "sampled", "rougeL": "RougeL",
-         "slot_error": "slots", "slot_error2": "slots2", "kl_to_base": "KL", "distinct2": "dist2", "bleu": "BLEU",
-         "fp_grad": "grad FP", "fp": "FP", "fp_mle": "MLE FP"}
-
-
-def print_table(rows: list[dict]) -> None:
-    """The rows as an aligned table, a line per setting and seed."""
-    columns = [(key, form) for key, form in COLUMNS if any(row[key] is not None for row in rows)]
-    lines = [[SHORT.get(key, key) for key, _ in columns]]
-    lines += [["-" if row[key] is None else form.format(row[key]).strip() for key, form in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    print()
-    for line in lines:
-        print("  ".join([line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:])]))
-
-
-def read_metrics(folder: str) -> list[dict]:
-    with open(f"{folder}/metrics.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def first_reach(metrics: list[dict], level: float) -> dict | None:
-    """The first evaluated line at which validation reward reaches `level`."""
-    return next((row for row in metrics if row["val_reward"] is not None and row["val_reward"] >= level), None)
-
-
-def print_threshold(cfg: Config, seeds) -> None:
-    """At what cost online and refresh first come within 0.02 of online's final validation reward."""
-    for seed in seeds:
-        home = home_of(cfg.out, cfg.seeds, seed)
-        online, refresh = read_metrics(f"{home}/online"), read_metrics(f"{home}/refresh")
-        level = online[-1]["val_reward"] - 0.02
-        reached = [first_reach(metrics, level) for metrics in (online, refresh)]
-        print(f"\nseed {seed}: validation reward {level:.3f} (online's last less 0.02) first reached:")
-        for name, row in zip(("online", "refresh"), reached):
-            print(f"  {name:<8}" + (f"{row['fp']:>9,} FP  {row['seconds']:>6.1f} s  step {row['step']}" if row else " never"))
-        if all(reached) and reached[1]["fp"]:
-            print(f"  online needs {reached[0]['fp'] / reached[1]['fp']:.1f} times the FPs")
-
-
-def print_choice(rows: list[dict]) -> None:
-    """The semi-offline setting that validation chooses, beside the base, on the test split."""
-    for seed in dict.fromkeys(row["seed"] for row in rows):
-        base, *rest = (row for row in rows if row["seed"] == seed)
-        best = max((row for row in rest if row["setting"] == "semi"), key=lambda row: row["val_reward"])
-        text = ", ".join(f"{SHORT.get(key, key)} {dict(COLUMNS)[key].format(best[key]).strip()} "
-                         f"(base {dict(COLUMNS)[key].format(base[key]).strip()})"
-                         for key in ("test_reward", "bleu", "slot_error", "slot_error2") if base[key] is not None)
-        print(f"\nseed {seed}: semi-offline setting chosen on validation: {best['name']}; {text}")
-
-
-def print_samples(home: str, dataset, count: int = 2) -> None:
-    """The first test sources and what each setting's tested weights wrote for them."""
-    print("\nsamples (greedy, test sources)")
-    texts = {}
-    for name in ("base", *SETTINGS):
-        with open(f"{home}/{name}/predictions.txt", encoding="utf-8") as file:
-            texts[name] = file.read().splitlines()[1::2]
-    for i, r in enumerate(dataset["test"][:count]):
-        print(f"  {r.put_names_back(r.source)}")
-        for name, lines in texts.items():
-            print(f"    {name:<8} {lines[i].strip()}")
-
-
-def draw_compare(cfg: Config, seeds, rows: list[dict]) -> None:
-    """compare.png: validation reward against sampling FPs (log axis) and against seconds, a line per setting."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    for name in SETTINGS:
-        for seed in seeds:
-            metrics = read_metrics(f"{home_of(cfg.out, cfg.seeds, seed)}/{name}")
-            points = [m for m in metrics if m["val_reward"] is not None]
-            look = STYLE[name] | {"label": name if seed == seeds[0] else None, "linewidth": 1.8, "markersize": 5,
-                                  "markevery": max(1, len(points) // 8)}
-            sampled = [m for m in points if m["fp"] > 0]
-            if sampled:
-                axes[0].plot([m["fp"] for m in sampled], [m["val_reward"] for m in sampled], **look)
-            axes[1].plot([m["seconds"] for m in points], [m["val_reward"] for m in points], **look)
-    base = sum(row["val_reward"] for row in rows if row["name"] == "base") / len(seeds)
-    for axis, label in zip(axes, ("forward propagations that sample (log scale)", "seconds of training, evaluation excluded")):
-        axis.axhline(base, label="base", **{k: v for k, v in STYLE["base"].items() if k != "marker"})
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_xscale("log")
-    axes[1].set_xlim(left=0)
-    axes[0].set_ylabel("reward of greedy texts, validation")
-    handles, labels = axes[1].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    fig.suptitle("Reward against cost: what sampling costs each setting, from the same base model")
-    fig.tight_layout(rect=(0, 0.07, 1, 1))
-    fig.savefig(f"{cfg.out}/compare.png", dpi=120)
-    plt.close(fig)
 
 
 def train_mode(given: dict) -> None:
@@ -1225,7 +1129,7 @@ def train_mode(given: dict) -> None:
         base = make_base(cfg, base_folder, dataset, reward, device)
     row = run_one(cfg, name_of(cfg), cfg.out, base, base_folder, dataset, reward, device)
     write_json([row], f"{cfg.out}/results.json")
-    print_table([row])
+    print("\n" + report.table([row]))
 
 
 def given_base(cfg: Config, given: dict, dataset, device: torch.device) -> Policy:
@@ -1265,7 +1169,7 @@ def eval_mode(given: dict) -> None:
     for name, value in row.items():
         if value is not None:
             print(f"{name:<15}{value:10.4f}")
-    write_predictions(cfg.out, dataset["test"], texts)
+    report.write_predictions(cfg.out, dataset["test"], texts)
     print(f"wrote {cfg.out}/predictions.txt")
 
 

@@ -168,7 +168,7 @@ def _reference_ngrams(texts: tuple[str, ...]) -> tuple[list[int], Counter]:
     return sorted(lengths), merged
 
 
-def _bleu_counts(hypothesis: str, references: list[str]) -> np.ndarray:
+def bleu_counts(hypothesis: str, references: list[str]) -> np.ndarray:
     """(10,): length, closest reference length, matches of 1..4-grams, their totals."""
     length, grams = _ngrams(hypothesis)
     lengths, allowed = _reference_ngrams(tuple(references))
@@ -180,7 +180,7 @@ def _bleu_counts(hypothesis: str, references: list[str]) -> np.ndarray:
     return np.array([length, closest, *matches[1:], *(max(length - n, 0) for n in range(4))])
 
 
-def _bleu_score(counts: np.ndarray, cut_order: bool) -> float:
+def bleu_score(counts: np.ndarray, cut_order: bool) -> float:
     """BLEU in 0..1. A precision of 0 becomes 1/(2·total), the next 1/(4·total), … ("exp" smoothing). With
     `cut_order` orders that a short text does not reach are left out of the mean; without it they make the score 0."""
     length, closest, matches, totals = counts[0], counts[1], counts[2:6], counts[6:]
@@ -199,13 +199,13 @@ def bleu(hypotheses: list[str], references: list[list[str]]) -> float:
     Hypotheses may have different numbers of references. 0 for no hypotheses. Raises ValueError as `rouge` does.
     """
     _check_references(hypotheses, references)
-    return 100 * _bleu_score(sum(map(_bleu_counts, hypotheses, references), np.zeros(10, int)), cut_order=False)
+    return 100 * bleu_score(sum(map(bleu_counts, hypotheses, references), np.zeros(10, int)), cut_order=False)
 
 
 def sentence_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """BLEU-4 of each text alone, float64 (N,) in 0..1: sacrebleu's `sentence_bleu` / 100. Raises as `rouge` does."""
     _check_references(hypotheses, references)
-    return np.array([_bleu_score(_bleu_counts(*pair), cut_order=True) for pair in zip(hypotheses, references)], float)
+    return np.array([bleu_score(bleu_counts(*pair), cut_order=True) for pair in zip(hypotheses, references)], float)
 
 
 # ---- Slots of E2E meaning representations (Novikova et al. 2017) -----------------------------------------------------

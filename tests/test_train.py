@@ -66,6 +66,7 @@ SETTINGS = {
     "greedy": ("--setting", "semi", "--baseline", "greedy", "--mask", "word", "--length_norm", "masked"),
     "count": ("--setting", "semi", "--baseline", "loo", "--mask", "count", "--static", "worst", "--top_k", "5"),
     "random": ("--setting", "semi", "--static", "random", "--adv_scale", "false", "--mle_weight", "0"),
+    "kl": ("--setting", "semi", "--kl_weight", "0.1"),
     "candidates": ("--setting", "semi", "--static", "best", "--candidates", "2", "--temperature", "0.8"),
 }
 
@@ -113,7 +114,7 @@ def test_decoding_counts_the_rows_really_sampled(folder, base, name):
         expected.tokens)].sum()
 
 
-@pytest.mark.parametrize("name", ["online", "full", "masked", "refresh", "offline", "greedy"])
+@pytest.mark.parametrize("name", ["online", "full", "masked", "refresh", "offline", "greedy", "kl"])
 def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
     """A batch of 5 in one part, in 3 + 2, or one by one: the same rewards drawn, the same losses logged, the same gradient
     to 1e-6."""
@@ -125,7 +126,8 @@ def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
         policy = train.load_policy(base, torch.device("cpu"))
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)  # the step is the gradient
         before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
-        runner = train.Run(train.replace(cfg, clip=0.0), policy, "", optimizer, False)
+        other = train.new_policy(train.base_config(cfg), data.load_dataset(folder), policy.device).model.eval()
+        runner = train.Run(train.replace(cfg, clip=0.0), policy, "", optimizer, False, other)  # untrained: KL > 0
         terms = train.update(runner, train.Batches(cfg, data.load_dataset(folder)["train"], policy, None),
                              load_reward("rouge"))
         rewards.append(torch.cat([t.rl.rewards for t in terms]))
@@ -136,6 +138,14 @@ def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
         assert torch.equal(other, rewards[0]) and torch.allclose(loss, losses[0], atol=1e-4)
         assert all((gradient[n] - gradients[0][n]).abs().max() < 1e-6 for n in gradient)
     assert max(g.abs().max() for g in gradients[0].values()) > 1e-3
+
+
+def test_kl_holds_the_policy_to_the_base(folder, base, tmp_path):
+    """With a large weight the policy stays where the base is; each row then costs a second FP, whose tokens count too."""
+    free = run(folder, base, tmp_path / "free", "--lr", "0.01")
+    held = run(folder, base, tmp_path / "held", "--lr", "0.01", "--kl_weight", "100")
+    assert held["kl_to_base"] < free["kl_to_base"] / 3 and held["fp"] == 2 * free["fp"]
+    assert free["tokens"] < held["tokens"] < 2 * free["tokens"]
 
 
 class Stop(Exception):
@@ -249,7 +259,7 @@ def test_compare_continues_reprints_and_refuses(folder, tmp_path, capsys):
     train.main(flags)
     first = capsys.readouterr().out
     rows = json.load(open(tmp_path / "results.json"))
-    assert [row["name"] for row in rows] == ["base", *train.SETTINGS] and os.path.exists(tmp_path / "compare.png")
+    assert [row["name"] for row in rows] == ["base", *train.USUAL] and os.path.exists(tmp_path / "compare.png")
     assert rows[0]["setting"] == "base" and rows[0]["p_m"] is None and set(rows[0]) == set(train.ROW)
     stamp = os.path.getmtime(tmp_path / "masked/ckpt.pt")
     train.main(flags)

@@ -1,0 +1,162 @@
+"""Sweeps and ablations: many short runs that differ in one flag, a table and a figure each.
+
+    python experiments.py                      list them
+    python experiments.py p_m K                run some: OUT/NAME.txt (table), NAME.json (rows), NAME.png
+    python experiments.py all --seeds 0 1 2    all of them; an interrupted command goes on where it stopped
+
+Every line starts from the base model of its seed (made once, in OUT/seedN/base) and is one run of train.py in a folder
+named by its flags, so experiments that share a run share its folder. Other flags are train.py's own, for every line
+(--data forecast2, --lr 1e-3). To try an idea, add an entry to EXPERIMENTS.
+"""
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import train  # first: it tells torch's threads to wait quietly
+import data
+import report
+from data import InputError
+from data.rewards import load_reward
+from report import STYLE, aligned
+
+
+@dataclass
+class Experiment:
+    """What is varied: lines (name of a setting, its flags, what the table calls it)."""
+    title: str
+    axis: str                  # what `values` are, for the figure's x axis
+    lines: list[tuple[str, dict, str]]
+    log: bool = False          # x axis
+
+
+def sweep(settings: dict[str, dict], key: str, values, also: dict | None = None) -> list[tuple[str, dict, str]]:
+    """Every value of one flag for each of these settings, with what else each needs."""
+    return [(name, more | (also or {}) | {key: value}, f"{value:g}" if isinstance(value, float) else str(value))
+            for name, more in settings.items() for value in values]
+
+
+LONG = dict(refresh=8, steps=80)
+EXPERIMENTS = {
+    "rates": Experiment("Learning rates: three for every setting", "learning rate", log=True, lines=sweep(
+        {name: {} for name in ("mle", "offline", "online", "reuse", "full", "masked", "static", "refresh")},
+        "lr", (3e-4, 6e-4, 1.2e-3))),
+    "p_m": Experiment("How many tokens the model re-draws", "p_m", sweep(
+        {"masked": {}, "static": {}, "refresh": LONG}, "p_m", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8))),
+    "K": Experiment("Samples from one forward propagation, the FPs being the same", "K", log=True, lines=sweep(
+        {"masked": {}, "refresh": LONG}, "K", (2, 4, 8, 16, 32, 64))),
+    "text": Experiment("Where the static text comes from", "", [
+        ("masked", dict(static=kind), kind) for kind in ("data", "best", "worst", "random")] + [
+        ("refresh", LONG | dict(refresh=n), f"refresh {n}") for n in (64, 16, 4, 1)]),
+    "mle": Experiment("Weight of the MLE term", "mle_weight", sweep(
+        {"masked": {}, "refresh": LONG}, "mle_weight", (0.0, 0.03, 0.1, 0.3, 1.0))),
+    "baseline": Experiment("Baseline, scale of the advantage, length normalisation", "", [
+        ("masked", flags, " ".join(f"{key}={value}" for key, value in flags.items()) or "mean, scaled")
+        for flags in ({}, dict(baseline="loo"), dict(baseline="greedy"), dict(adv_scale=False),
+                      dict(length_norm="masked"))]),
+    "mask": Experiment("How positions are chosen, and whether [MASK] is fed", "", [
+        (name, more | dict(mask=kind), f"{kind}") for kind in ("bernoulli", "count", "word")
+        for name, more in (("masked", {}), ("static", {}))]),
+}
+
+
+def slug(name: str, flags: dict) -> str:
+    """A folder's name that says which run this is."""
+    return "-".join([name, *(f"{key}_{value:g}" if isinstance(value, float) else f"{key}_{value}"
+                             for key, value in sorted(flags.items()))])
+
+
+def run_lines(experiment: Experiment, given: dict, seeds: list[int]) -> list[dict]:
+    """Train (or read) every line for every seed -> rows of results.json with `label` and `flags`."""
+    cfg = train.make_config(given)
+    configs = [train.make_config(given | flags, name) for name, flags, _ in experiment.lines]  # checked before any work
+    device, dataset, reward = train.pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
+    rows = []
+    for seed in seeds:
+        home = f"{cfg.out}/seed{seed}"
+        base = train.make_base(replace(cfg, seed=seed), f"{home}/base", dataset, reward, device)
+        for (name, flags, label), config in zip(experiment.lines, configs):
+            folder = f"{home}/{slug(name, flags)}"
+            row = train.read_json(f"{folder}/row.json")
+            if row is None:
+                row = train.run_one(replace(config, seed=seed), name, folder, base, f"{home}/base", dataset, reward, device)
+                train.write_json(row, f"{folder}/row.json")
+            rows.append(row | {"label": label, "flags": flags})
+    return rows
+
+
+def group(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["label"]), []).append(row)
+    return groups
+
+
+def write_table(name: str, experiment: Experiment, rows: list[dict], out: str, machine: str) -> str:
+    """The experiment's table as text; also written to OUT/NAME.txt."""
+    keys = ("val_reward", "test_reward", "sampled_reward", "entropy", "kl_to_base", "fp", "fp_grad", "seconds")
+    lines = [["setting", experiment.axis or "which", *(report.SHORT.get(key, key) for key in keys)]]
+    for (setting, label), mine in group(rows).items():
+        lines.append([setting, label, *(report.show(key, [row[key] for row in mine]) for key in keys)])
+    seeds = " ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows))
+    text = f"{experiment.title}\n{aligned(lines)}\nmean±sd of seeds {seeds}; best weights by validation; {machine}\n"
+    with open(f"{out}/{name}.txt", "w", encoding="utf-8") as file:
+        file.write(text)
+    return text
+
+
+def draw(name: str, experiment: Experiment, rows: list[dict], out: str) -> None:
+    """Test reward with its standard deviation: lines against a number, dots where the values are words."""
+    plt = report.pyplot()
+    groups = {key: np.array([row["test_reward"] for row in mine]) for key, mine in group(rows).items()}
+    fig, axis = plt.subplots(figsize=(6.4, 3.8))
+    for setting in dict.fromkeys(setting for setting, _ in groups):
+        mine = {label: values for (s, label), values in groups.items() if s == setting}
+        x = [float(label) for label in mine] if experiment.axis else list(dict.fromkeys(l for _, l in groups))
+        x = x if experiment.axis else [x.index(label) for label in mine]
+        error = [values.std(ddof=1) if len(values) > 1 else 0 for values in mine.values()]
+        axis.errorbar(x, [values.mean() for values in mine.values()], error, label=setting, capsize=3,
+                      **STYLE[setting] | ({} if experiment.axis else dict(linestyle="none")))
+    if not experiment.axis:
+        labels = list(dict.fromkeys(label for _, label in groups))
+        axis.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
+    if experiment.log:
+        axis.set_xscale("log")
+        ticks = sorted({float(label) for _, label in groups})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+    report.tidy(axis, experiment.axis, "test reward, greedy")
+    axis.set_title(experiment.title, fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    fig.tight_layout()
+    fig.savefig(f"{out}/{name}.png", dpi=120)
+    plt.close(fig)
+
+
+def main(argv: list[str]) -> None:
+    at = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    names = list(EXPERIMENTS) if argv[:at] == ["all"] else argv[:at]
+    if not names:
+        print(__doc__ + "\n" + "\n".join(f"{name:<10}{e.title}" for name, e in EXPERIMENTS.items()))
+        return
+    try:
+        if unknown := [name for name in names if name not in EXPERIMENTS]:
+            raise InputError(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
+        given = {"out": "out/experiments"} | train.parse_args(argv[at:])
+        seeds = list(given.pop("seeds", (given.get("seed", 0),)))
+        for name in names:
+            rows = run_lines(EXPERIMENTS[name], given, seeds)
+            train.write_json(rows, f"{given['out']}/{name}.json")
+            machine = train.machine_of(train.pick_device(given.get("device", "auto")))
+            print("\n" + write_table(name, EXPERIMENTS[name], rows, given["out"], machine))
+            draw(name, EXPERIMENTS[name], rows, given["out"])
+    except InputError as e:
+        print("experiments.py: " + " ".join(str(e).split()), file=sys.stderr)
+        sys.exit(2)
+    except train.Interrupted as e:
+        print(f"\nstopped; {e} is saved, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
