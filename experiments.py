@@ -38,9 +38,9 @@ def sweep(settings: dict[str, dict], key: str, values, also: dict | None = None)
 
 LONG = dict(refresh=8, steps=80)
 EXPERIMENTS = {
-    "rates": Experiment("Learning rates: three for every setting", "learning rate", log=True, lines=sweep(
+    "rates": Experiment("Learning rates: four for every setting", "learning rate", log=True, lines=sweep(
         {name: {} for name in ("mle", "offline", "online", "reuse", "full", "masked", "static", "refresh")},
-        "lr", (3e-4, 6e-4, 1.2e-3))),
+        "lr", (3e-4, 6e-4, 1.2e-3, 2.4e-3))),
     "p_m": Experiment("How many tokens the model re-draws", "p_m", sweep(
         {"masked": {}, "static": {}, "refresh": LONG}, "p_m", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8))),
     "K": Experiment("Samples from one forward propagation, the FPs being the same", "K", log=True, lines=sweep(

@@ -126,14 +126,15 @@ class Config:
 
 PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
     "forecast": {
+        "": dict(lr=1.2e-3),
         "mle": dict(steps=60),
-        "offline": dict(steps=60, num_static=3),
+        "offline": dict(steps=60, num_static=3, lr=6e-4),
         "online": dict(steps=60, K=8),
+        "reuse": dict(num_static=8, static_credit=1.0, batch_size=8, refresh=4, lr=6e-4),
         "full": dict(steps=40, K=8),
-        "masked": dict(steps=60, batch_size=64),
-        "static": dict(steps=60, batch_size=64),
-        "refresh": dict(steps=160, refresh=8),
-        "reuse": dict(static_credit=1.0, num_static=8),
+        "masked": dict(steps=120, K=64, static="best"),
+        "static": dict(steps=120, K=64, static="best"),
+        "refresh": dict(steps=160, K=64, refresh=8),
     },
     "quick": {
         "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5, batch_size=16),
