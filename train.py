@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import data
+import parallel
 import report
 import sorl
 from data import InputError, Record, SPLITS
@@ -166,8 +167,9 @@ NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num"
 
 
 def fail(message: str):
-    """One clear line on stderr, exit code 2."""
-    print("train.py: " + " ".join(message.split()), file=sys.stderr)
+    """One clear line on stderr, exit code 2; of several processes, the first one speaks."""
+    if parallel.rank() == 0 or "another process" in message:
+        print("train.py: " + " ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -315,7 +317,9 @@ class Policy:
 
 
 def save(state: dict, path: str) -> None:
-    """Atomically: whoever is killed here leaves the old file."""
+    """Atomically: whoever is killed here leaves the old file. Of several processes, the first one writes."""
+    if parallel.rank() > 0:
+        return
     with open(path + ".tmp", "wb") as file:
         torch.save(state, file)
         file.flush()
@@ -358,18 +362,22 @@ def policy_state(policy: Policy, cfg: Config) -> dict:
             "T": policy.T, "config": asdict(cfg)}
 
 
-def new_policy(cfg: Config, dataset: dict[str, list[Record]], device: torch.device) -> Policy:
-    """Tokenizer from the training texts, then a network of fresh weights."""
-    train = dataset["train"]
+def make_tokenizer(cfg: Config, train: list[Record]) -> Tokenizer:
+    """Learned from the training texts, or the one of tiktoken's that --tokenizer names."""
     if cfg.tokenizer == "bpe":
-        tok = Tokenizer.train(list(dict.fromkeys(text for r in train for text in
-                                                 (r.source, *r.references, *r.target, *r.static))), cfg.vocab_size)
-    else:
-        try:
-            tok = Tokenizer.load(cfg.tokenizer)
-        except Exception as e:
-            raise InputError(f"--tokenizer {cfg.tokenizer}: tiktoken knows it not, or cannot fetch it without a network "
-                             f"(set TIKTOKEN_CACHE_DIR to a folder that holds it, or use bpe): {e!s:.80}") from None
+        return Tokenizer.train(list(dict.fromkeys(text for r in train for text in
+                                                  (r.source, *r.references, *r.target, *r.static))), cfg.vocab_size)
+    try:
+        return Tokenizer.load(cfg.tokenizer)
+    except Exception as e:
+        raise InputError(f"--tokenizer {cfg.tokenizer}: tiktoken knows it not, or cannot fetch it without a network "
+                         f"(set TIKTOKEN_CACHE_DIR to a folder that holds it, or use bpe): {e!s:.80}") from None
+
+
+def new_policy(cfg: Config, dataset: dict[str, list[Record]], device: torch.device, tok: Tokenizer | None = None) -> Policy:
+    """A network of fresh weights; its tokenizer is made from the training texts unless given."""
+    train = dataset["train"]
+    tok = tok or make_tokenizer(cfg, train)
     T = cfg.max_len or min(cfg.block_size // 2, 1 + max(len(tok.encode(t)) for r in train[:10_000]
                                                    for t in {*r.target, *r.static}))
     torch.manual_seed(cfg.seed)
@@ -717,6 +725,8 @@ def open_log(path: str, size: int):
 
 
 def write_json(value, path: str) -> None:
+    if parallel.rank() > 0:
+        return
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
@@ -740,6 +750,8 @@ def claim(folder: str, cfg: Config, fingerprint: str) -> None:
     """Make the run's folder. Raises InputError when it holds a run of another config, or files that are not of a run."""
     mine = {name: value for name, value in asdict(cfg).items() if name not in NOT_THE_RUN} | {"data_hash": fingerprint}
     mine = json.loads(json.dumps(mine))
+    if parallel.rank() > 0:
+        return parallel.wait()
     try:
         os.makedirs(folder, exist_ok=True)
         there = read_json(f"{folder}/config.json")
@@ -755,6 +767,7 @@ def claim(folder: str, cfg: Config, fingerprint: str) -> None:
         other = [name for name in mine if not isinstance(there, dict) or there.get(name) != mine[name]] or ["?"]
         raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])} differ); "
                          f"expected the same flags, or another --out")
+    parallel.wait()
 
 
 COUNTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
@@ -803,7 +816,9 @@ class Run:
                     self.static = self.static.to(self.policy.device)
             except (KeyError, RuntimeError, ValueError) as e:
                 raise InputError(f"{self.folder}/ckpt.pt: not the state of this run ({e!s:.100})") from None
-        self.open_logs(state["logs"] if state else {})
+        parallel.wait()  # before anyone writes
+        if parallel.rank() == 0:
+            self.open_logs(state["logs"] if state else {})
 
 
 def make_optimizer(cfg: Config, model: GPT) -> torch.optim.AdamW:
@@ -821,11 +836,13 @@ def rate(cfg: Config, done: float) -> float:
 
 def fresh_static(run: Run, batch: data.Batch) -> torch.Tensor:
     """C static texts per source sampled from the policy, (B,C,T); one that has not ended is cut, EOS at its end."""
-    cfg, policy = run.cfg, run.policy
-    u = sorl.uniforms((len(batch.sources), cfg.num_static, policy.T), cfg.seed, run.step, "refresh")
+    cfg, policy, B = run.cfg, run.policy, len(batch.sources)
+    u = sorl.uniforms((B, cfg.num_static, policy.T), cfg.seed, run.step, "refresh").to(policy.device)
+    mine = slice(parallel.my_rows(B).start, parallel.my_rows(B).stop)
     policy.model.eval()
-    tokens = generate(policy.model, batch.src, batch.pad, policy.T, u.to(policy.device), temperature=cfg.temperature,
+    tokens = generate(policy.model, batch.src[mine], batch.pad[mine], policy.T, u[mine], temperature=cfg.temperature,
                       top_k=cfg.top_k)
+    tokens = parallel.all_rows(tokens, B)
     run.counts["fp"] += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
     last = tokens[..., -1]
     tokens[..., -1] = torch.where(last < policy.tok.pad, policy.tok.eos, last)
@@ -853,15 +870,17 @@ def update(run: Run, batches: Batches, reward) -> list[Terms]:
         batch = next_batch(run, batches)
     B, C, T = batch.static.shape
     draws = Draws.at(cfg, run.step, B, C, T)
-    mle_tokens, size, parts = int(batch.target_len.sum()), math.ceil(B / cfg.micro_batches), []
+    mle_tokens, mine, parts = int(batch.target_len.sum()), parallel.my_rows(B), []
+    size = math.ceil(len(mine) / cfg.micro_batches)
     policy.model.train()
-    for at in range(0, B, size):
-        rows = slice(at, min(at + size, B))
+    for at in range(mine.start, mine.stop, size):
+        rows = slice(at, min(at + size, mine.stop))
         with autocast(policy.device):
             terms = forward(cfg, policy, run.base, batch.rows(rows), draws.rows(rows, C, policy.device), reward,
                             (rows.stop - rows.start) / B, mle_tokens)
         terms.loss.backward()
         parts.append(terms)
+    parallel.sum_gradients(policy.model)
     if cfg.clip > 0:
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), cfg.clip)
     run.optimizer.step()
@@ -871,18 +890,21 @@ def update(run: Run, batches: Batches, reward) -> list[Terms]:
 
 
 def metrics_of(run: Run, parts: list[Terms]) -> dict:
-    """What one update did, as plain numbers; adds to the run's counts."""
+    """What one update did, over all processes, as plain numbers; adds to the run's counts."""
     learned = [terms.rl for terms in parts if terms.rl]
-    run.counts["fp"] += int(sum(rl.fp for rl in learned))
-    run.counts["fp_grad"] += sum(rl.fp_grad for rl in learned)
-    run.counts["fp_mle"] += sum(terms.fp_mle for terms in parts)
+    tokens = 0
     for model in (run.policy.model, run.base):
         if model is not None:
-            run.counts["tokens"] += int(model.pushed[1])
+            tokens += int(model.pushed[1])
             model.pushed.zero_()
-    return {"reward": float(torch.cat([rl.rewards.flatten() for rl in learned]).mean()) if learned else None,
-            "mle_loss": float(sum(terms.mle for terms in parts)),
-            "rl_loss": float(sum(terms.share * terms.rl.loss.detach() for terms in parts if terms.rl))}
+    sums = parallel.total([
+        float(sum(rl.fp for rl in learned)), sum(rl.fp_grad for rl in learned), sum(terms.fp_mle for terms in parts), tokens,
+        float(sum(rl.rewards.sum() for rl in learned)), sum(rl.rewards.numel() for rl in learned),
+        float(sum(terms.mle for terms in parts)),
+        float(sum(terms.share * terms.rl.loss.detach() for terms in parts if terms.rl))], run.policy.device)
+    for name, value in zip(("fp", "fp_grad", "fp_mle", "tokens"), sums):
+        run.counts[name] += int(value)
+    return {"reward": sums[4] / sums[5] if learned else None, "mle_loss": sums[6], "rl_loss": sums[7]}
 
 
 @torch.no_grad()
@@ -921,10 +943,12 @@ def evaluate(run: Run, records: list[Record], reward, row: dict) -> None:
 
 def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
     """The loop: rate, update, evaluate, log, save. Raises Interrupted after Ctrl-C, with everything saved."""
-    cfg = run.cfg
+    cfg, first = run.cfg, parallel.rank() == 0
+    if cfg.batch_size < parallel.size():
+        raise InputError(f"batches of {cfg.batch_size} sources: expected at least one for each of the {parallel.size()} processes")
     batches, progress, stop = Batches(cfg, dataset["train"], run.policy, reward), Progress(name, run.step), []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(1) or signal.signal(signal.SIGINT, usual))
-    if run.is_new:
+    if run.is_new and first:
         row = {"step": 0, "setting": cfg.setting, "reward": None, **run.counts}
         evaluate(run, dataset["val"], reward, row)
         run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
@@ -943,21 +967,25 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
                              f"saved state is kept)")
         over = cfg.budget_fp and run.counts["fp"] >= cfg.budget_fp
         run.finished = run.step >= cfg.steps or bool(over)
-        if run.step % cfg.eval_every == 0 or run.finished:
+        stopping = any(parallel.total([len(stop)], run.policy.device))  # all at the same step
+        if (run.step % cfg.eval_every == 0 or run.finished) and first:
             evaluate(run, dataset["val"], reward, row)
             row |= diagnose(run, parts[-1])
-        run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
-        run.logs["metrics.jsonl"].flush()
-        if run.step % cfg.save_every == 0 or run.finished or stop:
+        if first:
+            run.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
+            run.logs["metrics.jsonl"].flush()
+        if (run.step % cfg.save_every == 0 or run.finished or stopping) and first:
             run.save()
         text = f"mle {row['mle_loss']:.3f}" if row["reward"] is None else f"reward {row['reward']:.3f}"
         best = f"best val loss {-run.best:.3f}" if run.by_loss else f"best val reward {run.best:.3f}"
         progress.show(run.step, cfg.steps, f"{text}  {best}  FP {run.counts['fp']:>8,}", run.finished)
-        if stop:
+        if stopping:
             raise Interrupted(run.folder)
     signal.signal(signal.SIGINT, usual)
-    for file in run.logs.values():
-        file.close()
+    if first:
+        for file in run.logs.values():
+            file.close()
+    parallel.wait()  # best.pt is there
 
 
 def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, base: GPT | None = None,
@@ -979,18 +1007,23 @@ def base_config(cfg: Config) -> Config:
                   mle_weight=1.0, rl_weight=0.0, K=1, eval_every=max(1, cfg.base_steps // 6), **same)
 
 
-def make_base(cfg: Config, folder: str, dataset, reward, device: torch.device) -> Policy:
+def make_base(cfg: Config, folder: str, dataset, reward, device: torch.device, tok: Tokenizer | None = None) -> Policy:
     """The base model in `folder`, trained unless it is there already; the weights of least validation loss."""
     base = base_config(cfg)
-    policy = new_policy(base, dataset, device)
+    policy = new_policy(base, dataset, device, tok)
     claim(folder, base, data.data_hash(dataset))
     start(base, folder, policy, dataset, reward, "base", by_loss=True)
     return load_policy(f"{folder}/best.pt", device)
 
 
-def check_data(cfg: Config, dataset, device: torch.device) -> None:
-    """Before anything is written: do the tokenizer and the network take these data? Says how many texts will be cut."""
+def check_data(cfg: Config, dataset, device: torch.device) -> Tokenizer:
+    """Before anything is written: do the tokenizer and the network take these data? -> the tokenizer."""
     policy = new_policy(base_config(cfg), dataset, device)
+    note_cuts(dataset, policy)
+    return policy.tok
+
+
+def note_cuts(dataset, policy: Policy) -> None:
     if cut := check_lengths(dataset, policy):
         print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
 
@@ -1001,10 +1034,11 @@ def with_candidates(cfg: Config, folder: str, dataset, base: Policy, reward):
     if cfg.candidates == 0 or own or cfg.refresh or cfg.setting in ("mle", "online"):
         return dataset, {}
     path = f"{folder}/candidates.jsonl"
-    if not os.path.exists(path):
+    if not os.path.exists(path) and parallel.rank() == 0:
         records, cost = sample_candidates(base, dataset["train"], cfg, cfg.candidates, reward, "train")
         write_json(cost, f"{folder}/candidates.json")
         data.save_records(records, path)
+    parallel.wait()
     return dataset | {"train": data.load_records(path)}, read_json(f"{folder}/candidates.json")
 
 
@@ -1054,11 +1088,14 @@ def make_row(name: str, cfg: Config, run_state: dict, quality_row: dict) -> dict
 
 def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, name: str, device) -> dict:
     """Test the best weights of a finished run; write predictions.txt -> its row."""
-    policy = load_policy(f"{folder}/best.pt", device)
-    quality_row, texts = test_policy(policy, base, dataset["test"], reward, cfg.seed)
-    report.write_predictions(folder, dataset["test"], texts)
-    val_reward, _ = validate(policy, dataset["val"], reward, cfg.eval_size)
-    return make_row(name, cfg, load(f"{folder}/ckpt.pt") | {"val_reward": val_reward}, quality_row)
+    row = None
+    if parallel.rank() == 0:
+        policy = load_policy(f"{folder}/best.pt", device)
+        quality_row, texts = test_policy(policy, base, dataset["test"], reward, cfg.seed)
+        report.write_predictions(folder, dataset["test"], texts)
+        val_reward, _ = validate(policy, dataset["val"], reward, cfg.eval_size)
+        row = make_row(name, cfg, load(f"{folder}/ckpt.pt") | {"val_reward": val_reward}, quality_row)
+    return parallel.same(row)
 
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, base_folder: str, dataset, reward, device) -> dict:
@@ -1082,14 +1119,14 @@ def compare(given: dict) -> None:
     names = [name for name in SETTINGS if name in cfg.settings or "all" in cfg.settings]
     configs = {name: make_config(given, name) for name in names}  # checked before any work
     device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
-    check_data(cfg, dataset, device)
+    tok = check_data(cfg, dataset, device)
     claim(cfg.out, replace(cfg, mode="compare"), data.data_hash(dataset))
     rows, seeds = read_rows(f"{cfg.out}/results.json"), cfg.seeds or (cfg.seed,)
     for seed in seeds:
         home, done = report.home_of(cfg.out, cfg.seeds, seed), {row["name"] for row in rows if row["seed"] == seed}
         if done >= {"base", *names}:
             continue
-        base = make_base(replace(cfg, seed=seed), f"{home}/base", dataset, reward, device)
+        base = make_base(replace(cfg, seed=seed), f"{home}/base", dataset, reward, device, tok)
         for name in ("base", *names):
             if name in done:
                 continue
@@ -1102,6 +1139,8 @@ def compare(given: dict) -> None:
             rows.sort(key=lambda row: (row["seed"], ["base", *SETTINGS].index(row["name"])))
             write_json(rows, f"{cfg.out}/results.json")
     rows = [row for row in rows if row["name"] in ("base", *names) and row["seed"] in seeds]
+    if parallel.rank() > 0:
+        return
     print("\n" + report.compare_report(cfg.out, cfg.seeds, rows, dataset["test"], reward, machine_of(device)))
     print(f"\nwrote {cfg.out}/results.json, report.txt, outputs.txt and compare.png")
 
@@ -1123,12 +1162,12 @@ def train_mode(given: dict) -> None:
     if cfg.init:
         base, base_folder = given_base(cfg, given, dataset, device), cfg.out
     else:
-        check_data(cfg, dataset, device)
+        tok = check_data(cfg, dataset, device)
     claim(cfg.out, cfg, data.data_hash(dataset))
     write_json({name: value for name, value in given.items() if name != "resume"}, f"{cfg.out}/command.json")
     if not cfg.init:
         base_folder = f"{cfg.out}/base"
-        base = make_base(cfg, base_folder, dataset, reward, device)
+        base = make_base(cfg, base_folder, dataset, reward, device, tok)
     row = run_one(cfg, name_of(cfg), cfg.out, base, base_folder, dataset, reward, device)
     write_json([row], f"{cfg.out}/results.json")
     print("\n" + report.table([row]))
@@ -1142,8 +1181,7 @@ def given_base(cfg: Config, given: dict, dataset, device: torch.device) -> Polic
         if name in given and given[name] != there.get(name):
             raise InputError(f"{cfg.init}: a model of another shape or vocabulary; it has {name} "
                              f"{there.get(name, 'of its own')}, not {given[name]}")
-    if cut := check_lengths(dataset, base):
-        print(f"note: {cut} targets are longer than {base.T} tokens and are cut")
+    note_cuts(dataset, base)
     return base
 
 
@@ -1239,10 +1277,16 @@ MODES = {"compare": compare, "train": train_mode, "eval": eval_mode, "sample": s
 def main(argv: list[str]) -> None:
     given = parse_args(argv)
     mode = given.get("mode", "train" if given.get("resume") else "compare")
+    parallel.begin(torch.cuda.is_available() and given.get("device", "auto") in ("auto", "cuda"))
     try:
+        if parallel.size() > 1 and mode not in ("compare", "train"):
+            raise InputError(f"--mode {mode}: one process does that; expected python instead of torchrun")
         MODES[mode](given)
+        parallel.end()
     except InputError as e:
         fail(str(e))
+    except parallel.Gone:
+        fail("another process of this run has stopped; the last saved state is kept, the same command goes on from there")
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
     except OSError as e:
