@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from test_train import base, folder  # noqa: F401 (fixtures)
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXT = open(f"{ROOT}/README.md", encoding="utf-8").read()
 BLOCKS = re.findall(r"<!-- (assets/\S+) -->\n```\n(.*?)```", TEXT, re.S)
@@ -41,3 +43,19 @@ def test_every_flag_in_a_command_is_known():
     known = {"--" + f.name for f in train.fields(train.Config)} | {"--quick", "--download", "--plan", "--index-url", "--nproc_per_node", "--json"}
     flags = {word for line in re.findall(r"^(?:python|torchrun) .*(?:\\\n.*)*", TEXT, re.M) for word in re.findall(r"--\w[\w-]*", line)}
     assert flags <= known, flags - known
+
+
+def test_the_six_token_example_is_computed():
+    """The block in the README is what the command prints; its rewards by hand: 'some rain in town today on' against
+    'some rain in town today' has ROUGE-1 and L of 10/11 and ROUGE-2 of 8/9, mean .902."""
+    import lesson
+    assert lesson.example() in TEXT
+    assert f"{(10 / 11 + 8 / 9 + 10 / 11) / 3:.3f}" == "0.902" and "R = 0.902" in lesson.example()
+
+
+def test_the_picture_of_the_settings_is_drawn(tmp_path, base):
+    import lesson
+    lesson.main(["picture", "--init", base, "--out", str(tmp_path / "settings.png")])
+    assert os.path.getsize(tmp_path / "settings.png") > 20_000
+    with pytest.raises(SystemExit, match="2"):
+        lesson.main(["picture", "--init", str(tmp_path / "none.pt")])
