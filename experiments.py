@@ -189,9 +189,11 @@ def main(argv: list[str]) -> None:
     except InputError as e:
         print("experiments.py: " + " ".join(str(e).split()), file=sys.stderr)
         sys.exit(2)
-    except train.Interrupted as e:
-        print(f"\nstopped; {e} is saved, and the same command goes on from there", file=sys.stderr)
+    except (train.Interrupted, KeyboardInterrupt):
+        print("\nstopped; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    finally:
+        train.unlock_all()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin make a busy machine 5 times slower
 
 import torch
@@ -352,6 +357,8 @@ def load_policy(path: str, device: torch.device, state: dict | None = None) -> P
         model.load_state_dict(state["model"])
         if tok.vocab_size != model.config.vocab_size:
             raise ValueError(f"the tokenizer has {tok.vocab_size} ids, the model {model.config.vocab_size}")
+        if not 0 < state["T"] < model.config.block_size:
+            raise ValueError(f"texts of {state['T']} tokens in a context of {model.config.block_size}")
         return Policy(model.to(device), tok, int(state["T"]), device)
     except Exception as e:
         raise InputError(f"{path}: a checkpoint of another shape or vocabulary ({str(e).splitlines()[0][:120]})") from None
@@ -746,6 +753,26 @@ def read_json(path: str):
 OURS = ("metrics.jsonl", "samples.txt", "ckpt.pt", "best.pt", "results.json", "command.json", "train.jsonl")
 
 
+LOCKS = {}  # folder -> the open file that holds its lock
+
+
+def lock(folder: str) -> None:
+    """Keep other processes out of a run's folder until this command ends, however it ends; nothing on Windows."""
+    key = os.path.realpath(folder)
+    if fcntl and key not in LOCKS:
+        file = open(f"{folder}/.lock", "w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--out {folder}: another process is at work there; wait for it, or use another --out") from None
+        LOCKS[key] = file
+
+
+def unlock_all() -> None:
+    while LOCKS:
+        LOCKS.popitem()[1].close()
+
+
 def claim(folder: str, cfg: Config, fingerprint: str) -> None:
     """Make the run's folder. Raises InputError when it holds a run of another config, or files that are not of a run."""
     mine = {name: value for name, value in asdict(cfg).items() if name not in NOT_THE_RUN} | {"data_hash": fingerprint}
@@ -759,6 +786,7 @@ def claim(folder: str, cfg: Config, fingerprint: str) -> None:
         if there is None and foreign:
             raise InputError(f"--out {folder}: holds {foreign[0]} but no config.json, so it is not a run of train.py; "
                              f"expected a new folder")
+        lock(folder)
         if there is None:
             write_json(mine, f"{folder}/config.json")
     except OSError as e:
@@ -1294,6 +1322,8 @@ def main(argv: list[str]) -> None:
     except (Interrupted, KeyboardInterrupt) as e:
         print(f"\nstopped{f'; saved in {e}' if str(e) else ''}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    finally:
+        unlock_all()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_files_and_functions_exist():
     import data.rewards, experiments, model, report, sorl, theory, train  # noqa: E401
     modules = dict(train=train, sorl=sorl, model=model, theory=theory, report=report, experiments=experiments)
     for module, name in re.findall(r"`(train|sorl|model|theory|report|experiments)\.(\w+)`", TEXT):
-        assert name == "py" or hasattr(modules[module], name), f"{module}.{name}"
+        assert name in ("py", "txt") or hasattr(modules[module], name), f"{module}.{name}"
     for path in re.findall(r"`((?:data|tests|assets)/[\w./]+)`", TEXT):
         assert os.path.exists(f"{ROOT}/{path}"), path
 

@@ -298,6 +298,19 @@ def test_a_stop_during_the_base_can_be_resumed(folder, tmp_path, monkeypatch):
     assert [line["step"] for line in metrics("run")] == list(range(7))
 
 
+def test_two_runs_at_once_are_refused(folder, base, tmp_path, capsys):
+    """While another process holds the folder; once it has gone, the command runs."""
+    fcntl = pytest.importorskip("fcntl")
+    flags = ["--mode", "train", *TINY, "--data", folder, "--init", base, "--out", str(tmp_path / "o")]
+    os.makedirs(tmp_path / "o")
+    with open(tmp_path / "o/.lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "another process is at work there" in refused(capsys, *flags)
+        assert os.listdir(tmp_path / "o") == [".lock"]
+    train.main(flags)
+    assert os.path.exists(tmp_path / "o/results.json") and not train.LOCKS
+
+
 def test_a_run_keeps_out_of_what_is_not_its_own(folder, base, tmp_path, capsys):
     """Another checkpoint to start from is another run; a folder with a data set or foreign files is no run at all."""
     run(folder, base, tmp_path / "run")
