@@ -1,0 +1,257 @@
+"""What an update costs: two things timed against each other in one run, ratios with their spread. Not a test.
+
+    python -m tests.bench                        all of it, some minutes
+    python -m tests.bench update reward          some
+    python -m tests.bench --json bench.json      also to a file
+
+Numbers are medians over at least 7 paired runs, with the quartiles in brackets; the two sides of a ratio take turns, so that
+a machine that is busy is busy for both. rouge-score and transformers are compared with where they are installed, and are
+never needed otherwise.
+"""
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import train  # first: it tells torch's threads to wait quietly
+import torch
+
+import data
+import report
+from data.rewards import load_reward, rouge
+
+PAIRS = 7
+
+
+def paired(a, b, pairs: int = PAIRS) -> np.ndarray:
+    """Seconds of a and of b, taking turns, after one run of each to warm up: (pairs,2)."""
+    a(), b()
+    times = []
+    for _ in range(pairs):
+        row = []
+        for f in (a, b):
+            begun = time.perf_counter()
+            f()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            row.append(time.perf_counter() - begun)
+        times.append(row)
+    return np.array(times)
+
+
+def ratio(what: str, target: str, times: np.ndarray) -> dict:
+    """A row of the report: the ratio of the first column to the second."""
+    r = times[:, 0] / times[:, 1]
+    low, median, high = np.percentile(r, (25, 50, 75))
+    return dict(what=what, target=target, ratio=float(median), low=float(low), high=float(high),
+                seconds=[float(t) for t in np.median(times, 0)])
+
+
+class Bench:
+    """The default model on the default task, untrained: weights do not change what an update costs."""
+
+    def __init__(self, device: str):
+        self.device = train.pick_device(device)
+        self.dataset, self.reward = data.load_dataset("forecast"), load_reward("rouge")
+        self.cfg = train.make_config({}, "masked")
+        policy = train.new_policy(self.cfg, self.dataset, self.device)
+        self.tok = policy.tok
+
+    def updater(self, name: str = "masked", reward=None, **flags):
+        """A function that does the next update of a run of this setting."""
+        cfg = train.replace(train.make_config({}, name), **flags)
+        policy = train.new_policy(cfg, self.dataset, self.device, self.tok)
+        run = train.Run(cfg, policy, "", train.make_optimizer(cfg, policy.model), False)
+        batches = train.Batches(cfg, self.dataset["train"], policy, None)
+
+        def step():
+            train.metrics_of(run, train.update(run, batches, reward or self.reward))
+        return step
+
+
+def update(bench: Bench) -> list[dict]:
+    """The masked update against maximum likelihood on the same batch, and its growth with K."""
+    plain = dict(mle_weight=0.0, static="data")
+    rows = [ratio("masked update, K = 64 : MLE update", "<= 1.5",
+                  paired(bench.updater(K=64, **plain), bench.updater("mle")))]
+    rows.append(ratio("masked update, K = 64 : K = 1", "<= 1.4",
+                      paired(bench.updater(K=64, **plain), bench.updater(K=1, baseline="loo", **plain))))
+    for name in ("online", "full"):
+        rows.append(ratio(f"{name} update, K = 8 : masked, K = 64", "", paired(bench.updater(name, K=8), bench.updater(K=64, **plain))))
+    return rows
+
+
+def memory(bench: Bench) -> list[dict]:
+    """Peak memory of one step above what the process held before it (Linux): K = 64 against K = 1."""
+    if not Path("/proc/self/clear_refs").exists():
+        return [dict(what="memory", target="", skipped="needs Linux's /proc")]
+
+    def held(key: str) -> int:
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))  # kB
+
+    def peak(step) -> float:
+        before = held("VmRSS")
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the high-water mark starts again from here
+        step()
+        return max(1, held("VmHWM") - before)
+    steps = [bench.updater(K=K, baseline="loo", mle_weight=0.0, static="data") for K in (64, 1)]
+    for step in steps:
+        step()
+    return [ratio("peak memory, K = 64 : K = 1 (kB)", "<= 1.5", np.array([[peak(s) for s in steps] for _ in range(PAIRS)]))]
+
+
+def reward(bench: Bench) -> list[dict]:
+    """The share of a K = 64 update that goes into scoring, and ROUGE against rouge-score."""
+    spent = [0.0]
+
+    def timed(*args):
+        begun = time.perf_counter()
+        scores = bench.reward(*args)
+        spent[0] += time.perf_counter() - begun
+        return scores
+    step, times = bench.updater(K=64, mle_weight=0.0, static="data", reward=timed), []
+    step()
+    for _ in range(PAIRS):
+        spent[0], begun = 0.0, time.perf_counter()
+        step()
+        times.append((spent[0], time.perf_counter() - begun))
+    rows = [ratio("scoring : masked update, K = 64", "<= 0.25", np.array(times))]
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        return rows + [dict(what="rouge-score", target=">= 20", skipped="not installed")]
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(400)]
+    pairs = [[" ".join(rng.choice(words, 24)) for _ in range(2)] for _ in range(4096)]
+    ours, theirs = rouge([h for h, _ in pairs], [[r] for _, r in pairs]), RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scores = [theirs.score(r, h) for h, r in pairs]
+    worst = max(abs(ours[i, j] - s[name].fmeasure) for i, s in enumerate(scores) for j, name in enumerate(("rouge1", "rouge2", "rougeL")))
+
+    def fresh():  # new texts every time: nothing that was scored before helps
+        mark = str(rng.integers(1 << 30))
+        rouge([f"{h} {mark}" for h, _ in pairs], [[r] for _, r in pairs])
+    rows.append(ratio(f"rouge-score : rouge, unseen texts (largest difference {worst:.0e})", ">= 20",
+                      paired(lambda: [theirs.score(r, h) for h, r in pairs], fresh)))
+    return rows
+
+
+@torch.no_grad()
+def sampler(bench: Bench) -> list[dict]:
+    """Decoding against the generate method of transformers, GPT-2 of the same size; and finished rows."""
+    from model import generate
+    cfg = train.replace(bench.cfg, block_size=128)
+    policy = train.new_policy(cfg, bench.dataset, bench.device, bench.tok)
+    model, B, S, T = policy.model.eval(), 256, 24, 48
+    src = torch.randint(0, policy.tok.pad, (B, S), device=bench.device)
+    pad = torch.zeros(B, dtype=torch.long, device=bench.device)
+    u = torch.rand(B, 1, T, device=bench.device)
+
+    def ours():
+        generate(model, src, pad, T, u, end=False)
+    rows = []
+    last = torch.where(torch.arange(B)[:, None] < B // 4, 1, 0)  # three rows in four end at once: their masks are empty
+    static = torch.full((B, T), policy.tok.pad, device=bench.device)
+    static[:, 0] = policy.tok.eos
+    mask = (last > 0).expand(B, T).to(bench.device)
+    rows.append(ratio("decode, three rows in four finished : none", "about 0.25 and overhead",
+                      paired(lambda: generate(model, src, pad, T, u, static=static, mask=mask, end=True), ours)))
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError:
+        return rows + [dict(what="transformers", target=">= 1.5", skipped="not installed")]
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=policy.tok.vocab_size, n_positions=128, n_embd=cfg.n_embd, n_layer=cfg.n_layer,
+                                        n_head=cfg.n_head)).eval().to(bench.device)
+
+    def hugging():
+        theirs.generate(src, attention_mask=torch.ones_like(src), do_sample=True, top_k=0, min_new_tokens=T, max_new_tokens=T,
+                        pad_token_id=policy.tok.pad)
+    rows.append(ratio("transformers' generate : generate, 256 rows of 48 tokens", ">= 1.5", paired(hugging, ours)))
+    return rows
+
+
+def growth(bench: Bench) -> list[dict]:
+    """Seconds an update against K, sources and width, with the slope that the FP count predicts; growth.png."""
+    plt = report.pyplot()
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
+    rows = []
+    for axis, (key, values) in zip(axes, (("K", (2, 4, 8, 16, 32)), ("batch_size", (8, 16, 32, 64)), ("n_embd", (64, 128, 256)))):
+        for name in ("online", "full", "masked"):
+            usual = dict(K=8, static="data", batch_size=16, mle_weight=0.0)
+            steps = [bench.updater(name, **usual | {key: value}) for value in values]
+            for step in steps:
+                step()
+            times = []
+            for _ in range(3):
+                for i, step in enumerate(steps):
+                    begun = time.perf_counter()
+                    step()
+                    times.append((i, time.perf_counter() - begun))
+            seconds = np.array([np.median([t for i, t in times if i == j]) for j in range(len(values))])
+            slope = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
+            predicted = 0.0 if key == "K" and name == "masked" else 1.0 if key != "n_embd" else None
+            axis.plot(values, seconds, label=name, **report.STYLE[name])
+            if predicted is not None:
+                axis.plot(values, seconds[-1] * (np.array(values) / values[-1]) ** predicted, ":", color="#aaaaaa", lw=1)
+            rows.append(dict(what=f"growth of a {name} update with {key}", target="" if predicted is None else f"FPs: slope {predicted:g}",
+                             slope=slope, seconds=seconds.tolist()))
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        report.tidy(axis, key, "seconds an update" if key == "K" else "")
+    axes[0].legend(frameon=False)
+    fig.suptitle("Cost of an update; dotted: what the count of forward propagations predicts", fontsize=10)
+    fig.tight_layout()
+    fig.savefig("growth.png", dpi=120)
+    return rows
+
+
+def records(bench: Bench, n: int = 1_000_000) -> list[dict]:
+    """A million JSONL records: seconds to load them, make the tokenizer and draw the first batch, and the memory it took."""
+    import resource
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [json.dumps(dict(source=r.source, references=r.references, target=r.target)) for r in bench.dataset["train"]]
+        for split, count in (("train", n), ("val", 100), ("test", 100)):
+            with open(f"{folder}/{split}.jsonl", "w") as file:
+                for i in range(count):
+                    file.write(lines[i % len(lines)].replace('"source": "', f'"source": "{i} ', 1) + "\n")
+        size, begun = Path(f"{folder}/train.jsonl").stat().st_size, time.perf_counter()
+        dataset = data.load_dataset(folder)
+        policy = train.new_policy(bench.cfg, dataset, bench.device)
+        train.check_lengths(dataset, policy)
+        train.Batches(bench.cfg, dataset["train"], policy, None).get(0)
+        data.data_hash(dataset)
+    return [dict(what=f"{n:,} records, {size / 2 ** 20:.0f} MB", target="<= 120 s, <= 4096 MiB", seconds=[time.perf_counter() - begun],
+                 mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)]
+
+
+BENCHES = {f.__name__: f for f in (update, memory, reward, sampler, growth, records)}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="{" + ",".join(BENCHES) + "}")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    if unknown := set(args.names) - set(BENCHES):
+        parser.error(f"no bench {unknown.pop()!r}; there are {', '.join(BENCHES)}")
+    bench, rows = Bench(args.device), []
+    print(train.machine_of(bench.device))
+    for name in args.names or BENCHES:
+        for row in BENCHES[name](bench):
+            rows.append(row | {"bench": name})
+            value = (f"skipped: {row['skipped']}" if "skipped" in row else f"slope {row['slope']:.2f}" if "slope" in row
+                     else f"{row['seconds'][0]:.0f} s, {row['mib']:.0f} MiB" if "mib" in row
+                     else f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]   ({row['seconds'][0]:.4g} : {row['seconds'][1]:.4g})")
+            print(f"{row['what']:<70} {value}" + (f"   target {row['target']}" if row["target"] else ""), flush=True)
+    if args.json:
+        train.write_json(rows, args.json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
