@@ -36,17 +36,17 @@ def sweep(settings: dict[str, dict], key: str, values, also: dict | None = None)
             for name, more in settings.items() for value in values]
 
 
-SHORT = dict(steps=80, eval_every=20)             # runs of an ablation
-DECODED = dict(steps=40, K=4, eval_every=20)      # … that decodes
+SHORT = dict(steps=60, eval_every=20)             # runs of an ablation
+DECODED = dict(steps=30, K=4, eval_every=15)      # … that decodes
 FRESH = SHORT | dict(refresh=8)
 EXPERIMENTS = {
     "rates": Experiment("Learning rates: three for every setting", "learning rate", log=True, lines=sweep(
         {name: {} for name in ("mle", "offline", "online", "masked", "static", "refresh")}, "lr", (6e-4, 1.2e-3, 2.4e-3))),
     "p_m": Experiment("How many tokens the model re-draws", "p_m", sweep(
         {"masked": SHORT, "refresh": FRESH}, "p_m", (0.05, 0.1, 0.2, 0.4, 0.8))),
-    "K": Experiment("Samples a forward propagation, as many FPs in all (online: 100,000)", "K", log=True, lines=sweep(
+    "K": Experiment("Samples a forward propagation, as many FPs in all (online: 50,000)", "K", log=True, lines=sweep(
         {"masked": SHORT, "refresh": FRESH}, "K", (2, 8, 64)) + sweep(
-        {"online": dict(steps=400, budget_fp=100_000)}, "K", (2, 8))),
+        {"online": dict(steps=200, budget_fp=50_000)}, "K", (2, 8))),
     "text": Experiment("Where the static text comes from", "", [
         ("masked", SHORT | dict(static=kind), kind) for kind in ("data", "best", "worst", "random")] + [
         ("refresh", SHORT | dict(refresh=n), f"refresh {n}") for n in (64, 16, 4, 1)]),

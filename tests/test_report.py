@@ -57,7 +57,7 @@ def test_threshold_is_crossed_by_the_mean_curve(tmp_path):
     curves = {name: report.curve(str(tmp_path), (0, 1), (0, 1), name) for name in ("online", "masked", "mle")}
     assert report.first_reach(curves["masked"], .78) == dict(step=2, fp=20, seconds=2, fp_grad=0, fp_mle=0, tokens=0)
     lines = report.threshold(curves).splitlines()
-    assert lines[0].startswith("validation reward 0.780") and "1/10.0" in lines[3] and "never" in lines[4]
+    assert lines[0].startswith("validation reward 0.780") and "10.0x" in lines[3] and "never" in lines[4]
     report.draw_compare(curves, .1, str(tmp_path / "figure.png"))
     assert os.path.getsize(tmp_path / "figure.png") > 10_000
 
