@@ -137,7 +137,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "offline": dict(steps=60, num_static=3, lr=6e-4),
         "online": dict(steps=60, K=8, mle_weight=0.02),
         "reuse": dict(num_static=8, static_credit=1.0, batch_size=8, refresh=4, lr=6e-4, mle_weight=0.02),
-        "full": dict(steps=40, K=8),
+        "full": dict(steps=30, K=8),
         "masked": dict(steps=120, K=64, static="best"),
         "static": dict(steps=120, K=64, static="best"),
         "refresh": dict(steps=160, K=64, refresh=8),
