@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from data import Record
-from data.rewards import bleu_counts, bleu_score, has_slots, rouge, slot_errors, slot_errors2
+from data.rewards import bleu_counts, bleu_score, has_slots, rouge, slot_errors, slot_errors2, slot_errors_by_kind
 
 STYLE = {  # one look per setting in every figure of the project; lightness, dash and marker differ, for print in grey
     "base": dict(color="#7f7f7f", linestyle=":", marker="x"),
@@ -199,6 +199,16 @@ def bootstrap(out: str, seeds: tuple, rows: list[dict], records: list[Record], r
     return "95% bootstrap intervals over the test records, seeds pooled:\n" + "\n\n".join(parts)
 
 
+def error_kinds(out: str, seeds: tuple, rows: list[dict]) -> str:
+    """What kinds of slot errors each setting makes, all seeds together, by the reward's matcher."""
+    lines = [["slot errors", "missing", "wrong", "added"]]
+    for name in names_of(rows):
+        kinds = [slot_errors_by_kind(line["text"], line["source"]) for seed in dict.fromkeys(row["seed"] for row in rows)
+                 for line in read_lines(f"{home_of(out, seeds, seed)}/{name}/predictions.jsonl")]
+        lines.append([name, *(str(sum(k[kind] for k in kinds)) for kind in lines[0][1:])])
+    return "slot errors by kind, all seeds together:\n" + aligned(lines)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The whole report of a comparison
 
@@ -239,6 +249,8 @@ def compare_report(out: str, seeds: tuple, rows: list[dict], records: list[Recor
         parts += [threshold(curves), differences(rows)]
     if "online" in names and (len(all_seeds) > 1 or rows[0]["slot_error"] is not None):
         parts.append(bootstrap(out, seeds, rows, records, reward))
+    if rows[0]["slot_error"] is not None:
+        parts.append(error_kinds(out, seeds, rows))
     parts.append("samples (greedy, test sources)\n" + samples(homes, names, 2))
     text = "\n\n".join(part for part in parts if part)
     with open(f"{out}/report.txt", "w", encoding="utf-8") as file:

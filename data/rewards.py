@@ -327,6 +327,16 @@ def _slot_wrong(slot: str, value: str | None, text: str, found: Counter) -> bool
     return not often or not said <= {value, _IN_WORDS.get(value)} or (often > _MOST_MENTIONS and slot != "name")
 
 
+def slot_errors_by_kind(text: str, source: str) -> dict[str, int]:
+    """How many of a source's slots are `missing` from a text, how many `wrong`, and how many `added`."""
+    slots, found = parse_slots(source), _mentions(text)
+    kinds = {"missing": 0, "wrong": 0, "added": 0}
+    for slot in slots.keys() | found.keys():
+        if _slot_wrong(slot, slots.get(slot), text, found.get(slot, _NOTHING)):
+            kinds["missing" if slot not in found else "wrong" if slot in slots else "added"] += 1
+    return kinds
+
+
 def slot_errors(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Errors and slots of each text against its meaning representation, int (N,) each; the corpus slot error rate is
     errors.sum() / slots.sum().
@@ -336,11 +346,7 @@ def slot_errors(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, 
     reverse; any place may be called a restaurant too; saying a fact twice is fine, a third time is an error, except
     for the name. Raises InputError for a source that is no meaning representation.
     """
-    errors = []
-    for text, source in zip(hypotheses, sources):
-        slots, found = parse_slots(source), _mentions(text)
-        errors.append(sum(_slot_wrong(slot, slots.get(slot), text, found.get(slot, _NOTHING))
-                          for slot in slots.keys() | found.keys()))
+    errors = [sum(slot_errors_by_kind(*pair).values()) for pair in zip(hypotheses, sources)]
     return np.array(errors, int), np.array([len(parse_slots(source)) for source in sources], int)
 
 

@@ -95,6 +95,15 @@ def test_bootstrap_intervals_hold_what_they_say(tmp_path):
         report.bootstrap(str(tmp_path), (0, 1), rows, RECORDS[::-1], load_reward("rouge"))
 
 
+def test_kinds_of_slot_errors(tmp_path):
+    """By hand: the first text leaves out its area and says a cuisine that is wrong, the second adds a price."""
+    sources = ["name[xname], food[Chinese], area[riverside]", "name[xname], near[xnear]"]
+    texts = ["xname serves Italian food.", "xname is a cheap place near xnear."]
+    os.makedirs(tmp_path / "base")
+    report.write_predictions(str(tmp_path / "base"), [data.Record(s, [t], [t], [t]) for s, t in zip(sources, texts)], texts)
+    assert report.error_kinds(str(tmp_path), (), [row("base", 0, 0)]).splitlines()[-1].split() == ["base", "1", "1", "1"]
+
+
 def test_compare_writes_its_report(folder, tmp_path, capsys):
     """Two seeds, chosen settings, then one more setting: only that one is trained; the report is what was printed."""
     flags = [*TINY, "--data", folder, "--out", str(tmp_path), "--seeds", "0", "1", "--settings", "online", "refresh"]
