@@ -41,17 +41,17 @@ DECODED = dict(steps=30, K=4, eval_every=15)      # … that decodes
 FRESH = SHORT | dict(refresh=8)
 EXPERIMENTS = {
     "rates": Experiment("Learning rates: three for every setting", "learning rate", log=True, lines=sweep(
-        {name: {} for name in ("mle", "offline", "online", "masked", "static", "refresh")}, "lr", (6e-4, 1.2e-3, 2.4e-3))),
+        {name: {} for name in ("mle", "offline", "online", "masked", "static", "nocredit")}, "lr", (6e-4, 1.2e-3, 2.4e-3))),
     "p_m": Experiment("How many tokens the model re-draws", "p_m", sweep(
-        {"masked": SHORT, "refresh": FRESH}, "p_m", (0.05, 0.1, 0.2, 0.4, 0.8))),
+        {"masked": SHORT, "nocredit": FRESH}, "p_m", (0.05, 0.1, 0.2, 0.4, 0.8))),
     "K": Experiment("Samples a forward propagation, as many FPs in all (online: 50,000)", "K", log=True, lines=sweep(
-        {"masked": SHORT, "refresh": FRESH}, "K", (2, 8, 64)) + sweep(
+        {"masked": SHORT, "nocredit": FRESH}, "K", (2, 8, 64)) + sweep(
         {"online": dict(steps=200, budget_fp=50_000)}, "K", (2, 8))),
     "text": Experiment("Where the static text comes from", "", [
         ("masked", SHORT | dict(static=kind), kind) for kind in ("data", "best", "worst", "random")] + [
-        ("refresh", SHORT | dict(refresh=n), f"refresh {n}") for n in (64, 16, 4, 1)]),
+        ("nocredit", SHORT | dict(refresh=n), f"refresh {n}") for n in (64, 16, 4, 1)]),
     "mle": Experiment("Weight of the MLE term", "mle_weight", sweep(
-        {"masked": SHORT, "refresh": FRESH}, "mle_weight", (0.0, 0.1, 1.0))),
+        {"masked": SHORT, "nocredit": FRESH}, "mle_weight", (0.0, 0.1, 1.0))),
     "baseline": Experiment("Baseline, scale of the advantage, length normalisation", "", [
         ("masked", SHORT | flags, label) for flags, label in (
             ({}, "mean, scaled"), (dict(adv_scale=False), "mean"), (dict(adv_scale=False, baseline="loo"), "loo"),
@@ -59,10 +59,10 @@ EXPERIMENTS = {
             (dict(length_norm="masked"), "mean, scaled, length norm"))]),
     "mask": Experiment("How positions are chosen, with and without [MASK]", "", [
         ("masked", SHORT | dict(mask=kind), kind) for kind in ("bernoulli", "count", "word")] + [
-        ("static", SHORT, "bernoulli"), ("refresh", FRESH, "bernoulli, fresh"), ("static", FRESH, "bernoulli, fresh")]),
+        ("static", SHORT, "bernoulli"), ("nocredit", FRESH, "bernoulli, fresh"), ("static", FRESH, "bernoulli, fresh")]),
     "spectrum": Experiment("From offline to online: p_m beside each point, a line for each way to use it", "p_m", [
         *sweep({"masked": SHORT}, "p_m", (0.1, 0.2, 0.4, 0.8)),
-        *(("refresh", SHORT | dict(refresh=n, p_m=p), f"{p:g} every {n}") for n in (16, 8, 4) for p in (0.1, 0.2, 0.4, 0.8)),
+        *(("nocredit", SHORT | dict(refresh=n, p_m=p), f"{p:g} every {n}") for n in (16, 8, 4) for p in (0.1, 0.2, 0.4, 0.8)),
         *(("reuse", SHORT | dict(refresh=n), f"0 every {n}") for n in (16, 4)),
         *sweep({"full": DECODED}, "p_m", (0.2, 0.5, 1.0)),
         ("offline", SHORT, "0"), ("online", DECODED, "1")]),
@@ -156,7 +156,7 @@ def draw_spectrum(name: str, experiment: Experiment, rows: list[dict], out: str)
     for setting, ways in lines.items():
         for alpha, (every, points) in zip((0.3, 0.6, 1.0), ways.items()):
             fp, reward, p_m = zip(*points)
-            label = f"{setting}, every {every}" if setting == "refresh" else setting if alpha == 0.3 else None
+            label = f"{setting}, every {every}" if setting == "nocredit" else setting if alpha == 0.3 else None
             axis.plot(fp, reward, alpha=alpha if every else 1, label=label, **STYLE[setting])
             for x, y, text in zip(fp, reward, p_m):
                 axis.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7)
