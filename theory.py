@@ -1689,7 +1689,7 @@ def p14_gpt(size: float = 1, seed: int = 0) -> list[Row]:
 # The default text task: train.py's own update on the weather reports, where nothing can be enumerated
 
 TINY = dict(n_layer=2, n_head=2, n_embd=64, base_steps=500, base_batch=16, base_lr=8e-3, batch_size=16, lr=1e-3, K=8,
-            device="cpu")
+            mle_weight=0.1, kl_weight=0.0, num_static=1, static_credit=0.0, static="data", device="cpu")
 TEXT_RATES, TEXT_RUNS, TEXT_STEPS = (.1, .2, .5, .8), 2, 50
 
 

@@ -173,7 +173,7 @@ def test_resume_equals_uninterrupted(folder, base, tmp_path, name, at):
     dataset, policy = data.load_dataset(folder), train.load_policy(base, device)
     train.claim(str(tmp_path / "cut"), cfg, data.data_hash(dataset))
     with pytest.raises(Stop):
-        train.start(cfg, str(tmp_path / "cut"), policy, dataset, bomb, name)
+        train.start(cfg, str(tmp_path / "cut"), policy, dataset, bomb, name, train.load_policy(base, device).model.eval())
     assert len(metrics(tmp_path / "cut")) < 7
     train.write_json(given, str(tmp_path / "cut" / "command.json"))
     train.main(["--mode", "train", "--resume", str(tmp_path / "cut")])
