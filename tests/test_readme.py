@@ -20,7 +20,7 @@ def test_printed_results_are_those_of_the_file(path, block):
 
 
 def test_results_are_shown():
-    assert {path for path, _ in BLOCKS} >= {"assets/forecast.txt"}
+    assert {path for path, _ in BLOCKS} >= {"assets/forecast.txt", "assets/forecast2.txt", "assets/e2e.txt"}
 
 
 def test_figures_exist_and_have_alternative_text():
