@@ -137,7 +137,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "offline": dict(steps=60, num_static=3, lr=6e-4),
         "online": dict(steps=60, K=8, mle_weight=0.02),
         "reuse": dict(num_static=8, static_credit=1.0, batch_size=8, refresh=4, lr=6e-4, mle_weight=0.02, kl_weight=0.0),
-        "full": dict(steps=30, K=8),
+        "full": dict(steps=10, K=8),
         "masked": dict(steps=120, K=64, static="best"),
         "static": dict(steps=120, K=64, static="best"),
         "nocredit": dict(num_static=1, batch_size=32, kl_weight=0.0),
@@ -1122,8 +1122,9 @@ def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, n
         policy = load_policy(f"{folder}/best.pt", device)
         quality_row, texts = test_policy(policy, base, dataset["test"], reward, cfg.seed)
         report.write_predictions(folder, dataset["test"], texts)
-        val_reward, _ = validate(policy, dataset["val"], reward, cfg.eval_size)
-        row = make_row(name, cfg, load(f"{folder}/ckpt.pt") | {"val_reward": val_reward}, quality_row)
+        state = load(f"{folder}/ckpt.pt")
+        best = state["best"] if name != "base" else validate(policy, dataset["val"], reward, cfg.eval_size)[0]
+        row = make_row(name, cfg, state | {"val_reward": best}, quality_row)
     return parallel.same(row)
 
 
