@@ -82,15 +82,17 @@ def run_lines(experiment: Experiment, given: dict, seeds: list[int]) -> list[dic
     usual = {name: train.make_config(given, name) for name, _, _ in experiment.lines}
     configs = [train.checked(replace(usual[name], **flags)) for name, flags, _ in experiment.lines]  # before any work
     device, dataset, reward = train.pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
-    rows = []
+    tok, fingerprint, rows = train.check_data(cfg, dataset, device), data.data_hash(dataset), []
     for seed in seeds:
         home = f"{cfg.out}/seed{seed}"
-        base = train.make_base(replace(cfg, seed=seed), f"{home}/base", dataset, reward, device)
+        base = train.make_base(replace(cfg, seed=seed), f"{home}/base", dataset, reward, device, tok)
         for (name, flags, label), config in zip(experiment.lines, configs):
             folder = f"{home}/{slug(name, config, usual[name])}"
+            config = replace(config, seed=seed)
+            train.claim(folder, config, fingerprint)  # a finished run of other flags is refused like an unfinished one
             row = train.read_json(f"{folder}/row.json")
             if row is None:
-                row = train.run_one(replace(config, seed=seed), name, folder, base, f"{home}/base", dataset, reward, device)
+                row = train.run_one(config, name, folder, base, f"{home}/base", dataset, reward, device)
                 train.write_json(row, f"{folder}/row.json")
             rows.append(row | {"label": label, "flags": flags})
     return rows
@@ -120,16 +122,15 @@ def draw(name: str, experiment: Experiment, rows: list[dict], out: str) -> None:
     """Test reward with its standard deviation: lines against a number, dots where the values are words."""
     plt = report.pyplot()
     groups = {key: np.array([row["test_reward"] for row in mine]) for key, mine in group(rows).items()}
+    labels = list(dict.fromkeys(label for _, label in groups))
     fig, axis = plt.subplots(figsize=(6.4, 3.8))
     for setting in dict.fromkeys(setting for setting, _ in groups):
         mine = {label: values for (s, label), values in groups.items() if s == setting}
-        x = [float(label) for label in mine] if experiment.axis else list(dict.fromkeys(l for _, l in groups))
-        x = x if experiment.axis else [x.index(label) for label in mine]
+        x = [float(label) if experiment.axis else labels.index(label) for label in mine]
         error = [values.std(ddof=1) if len(values) > 1 else 0 for values in mine.values()]
         axis.errorbar(x, [values.mean() for values in mine.values()], error, label=setting, capsize=3,
                       **STYLE[setting] | ({} if experiment.axis else dict(linestyle="none")))
     if not experiment.axis:
-        labels = list(dict.fromkeys(label for _, label in groups))
         axis.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
     if experiment.log:
         axis.set_xscale("log")

@@ -25,12 +25,10 @@ def exchange():
         raise Gone(str(e)) from None
 
 
-def begin(cuda: bool) -> None:
-    """Join the other processes, if torchrun started any: nccl where there are GPUs, else gloo."""
+def begin(backend: str) -> None:
+    """Join the other processes, if torchrun started any."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group(backend)
         if rank() > 0:
             sys.stdout = open(os.devnull, "w")
 

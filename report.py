@@ -91,10 +91,9 @@ def read_lines(path: str) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def curve(out: str, seeds: tuple, all_seeds, name: str) -> dict[str, np.ndarray]:
-    """Every evaluation of one setting, over its seeds: step, and mean costs, (E,); val_reward (seeds,E)."""
-    runs = [[m for m in read_lines(f"{home_of(out, seeds, seed)}/{name}/metrics.jsonl") if m["val_reward"] is not None]
-            for seed in all_seeds]
+def curve(homes: list[str], name: str) -> dict[str, np.ndarray]:
+    """Every evaluation of one setting, over the seeds' folders: step, and mean costs, (E,); val_reward (seeds,E)."""
+    runs = [[m for m in read_lines(f"{home}/{name}/metrics.jsonl") if m["val_reward"] is not None] for home in homes]
     E = min(map(len, runs))  # the same for all, unless a budget in FPs stopped them
     columns = {key: np.array([[m[key] for m in run[:E]] for run in runs], float) for key in ("step", *COSTS)}
     return {key: value.mean(0) for key, value in columns.items()} | {
@@ -168,17 +167,17 @@ def resampled(texts: list[str], records: list[Record], reward, weights: np.ndarr
     return values
 
 
-def bootstrap(out: str, seeds: tuple, rows: list[dict], records: list[Record], reward, draws: int = 1000) -> str:
+def bootstrap(homes: list[str], names: list[str], records: list[Record], reward, draws: int = 1000) -> str:
     """Mean over seeds of every metric, and its difference from base and from online, with 95% intervals."""
     N, rng = len(records), np.random.default_rng(0)
     weights = np.concatenate([np.ones((1, N), int), rng.multinomial(N, [1 / N] * N, draws)])  # row 0: the data as they are
     values = {}
-    for name in names_of(rows):
+    for name in names:
         mine = []
-        for seed in dict.fromkeys(row["seed"] for row in rows):
-            lines = read_lines(f"{home_of(out, seeds, seed)}/{name}/predictions.jsonl")
+        for home in homes:
+            lines = read_lines(f"{home}/{name}/predictions.jsonl")
             if [line["source"] for line in lines] != [r.source for r in records]:
-                raise ValueError(f"{home_of(out, seeds, seed)}/{name}/predictions.jsonl: texts of another test split")
+                raise ValueError(f"{home}/{name}/predictions.jsonl: texts of another test split")
             mine.append(resampled([line["text"] for line in lines], records, reward, weights))
         values[name] = {key: np.mean([v[key] for v in mine], 0) for key in mine[0]}
 
@@ -199,12 +198,12 @@ def bootstrap(out: str, seeds: tuple, rows: list[dict], records: list[Record], r
     return "95% bootstrap intervals over the test records, seeds pooled:\n" + "\n\n".join(parts)
 
 
-def error_kinds(out: str, seeds: tuple, rows: list[dict]) -> str:
+def error_kinds(homes: list[str], names: list[str]) -> str:
     """What kinds of slot errors each setting makes, all seeds together, by the reward's matcher."""
     lines = [["slot errors", "missing", "wrong", "added"]]
-    for name in names_of(rows):
-        kinds = [slot_errors_by_kind(line["text"], line["source"]) for seed in dict.fromkeys(row["seed"] for row in rows)
-                 for line in read_lines(f"{home_of(out, seeds, seed)}/{name}/predictions.jsonl")]
+    for name in names:
+        kinds = [slot_errors_by_kind(line["text"], line["source"]) for home in homes
+                 for line in read_lines(f"{home}/{name}/predictions.jsonl")]
         lines.append([name, *(str(sum(k[kind] for k in kinds)) for kind in lines[0][1:])])
     return "slot errors by kind, all seeds together:\n" + aligned(lines)
 
@@ -226,11 +225,11 @@ def chosen(rows: list[dict]) -> str:
     return f"semi-offline setting chosen on validation: {best}; {text}"
 
 
-def samples(homes: list[str], names: list[str], count: int) -> str:
-    """The first test sources, and what each setting's tested weights wrote for them in the first of these homes."""
+def samples(home: str, names: list[str], count: int) -> str:
+    """The first test sources, and what each setting's tested weights wrote for them."""
     texts = {}
     for name in names:
-        with open(f"{homes[0]}/{name}/predictions.txt", encoding="utf-8") as file:
+        with open(f"{home}/{name}/predictions.txt", encoding="utf-8") as file:
             texts[name] = file.read().splitlines()
     sources = next(iter(texts.values()))[::2][:count]
     return "\n".join("\n".join([f"  {source}"] + [f"    {name:<8} {lines[2 * i + 1].strip()}" for name, lines in texts.items()])
@@ -241,22 +240,22 @@ def compare_report(out: str, seeds: tuple, rows: list[dict], records: list[Recor
     """Everything that compare prints; also draws compare.png and writes outputs.txt and report.txt into `out`."""
     all_seeds, names = list(dict.fromkeys(row["seed"] for row in rows)), names_of(rows)
     homes = [home_of(out, seeds, seed) for seed in all_seeds]
-    curves = {name: curve(out, seeds, all_seeds, name) for name in names if name != "base"}
+    curves = {name: curve(homes, name) for name in names if name != "base"}
     base = sum(row["val_reward"] for row in rows if row["name"] == "base") / len(all_seeds)
     draw_compare(curves, base, f"{out}/compare.png")
     parts = [table(rows), f"seeds {' '.join(map(str, all_seeds))}; {machine}", chosen(rows)]
     if "online" in names:
         parts += [threshold(curves), differences(rows)]
     if "online" in names and (len(all_seeds) > 1 or rows[0]["slot_error"] is not None):
-        parts.append(bootstrap(out, seeds, rows, records, reward))
+        parts.append(bootstrap(homes, names, records, reward))
     if rows[0]["slot_error"] is not None:
-        parts.append(error_kinds(out, seeds, rows))
-    parts.append("samples (greedy, test sources)\n" + samples(homes, names, 2))
+        parts.append(error_kinds(homes, names))
+    parts.append("samples (greedy, test sources)\n" + samples(homes[0], names, 2))
     text = "\n\n".join(part for part in parts if part)
     with open(f"{out}/report.txt", "w", encoding="utf-8") as file:
         file.write(text + "\n")
     with open(f"{out}/outputs.txt", "w", encoding="utf-8") as file:
-        file.write(samples(homes, names, 20) + "\n")
+        file.write(samples(homes[0], names, 20) + "\n")
     return text
 
 

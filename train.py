@@ -172,9 +172,9 @@ NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num"
                "static_text", "preset", "settings"}  # flags that may differ when a run goes on
 
 
-def fail(message: str):
-    """One clear line on stderr, exit code 2; of several processes, the first one speaks."""
-    if parallel.rank() == 0 or "another process" in message:
+def fail(message: str, speaks: bool = True):
+    """One clear line on stderr, unless another process says it; exit code 2."""
+    if speaks:
         print("train.py: " + " ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(2)
 
@@ -294,6 +294,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(name)
+
+
+def join_processes(device: str) -> None:
+    """Under torchrun: a GPU for each process and nccl between them, or gloo on CPU. Otherwise nothing."""
+    gpu = device in ("auto", "cuda") and torch.cuda.is_available()
+    if gpu and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    parallel.begin("nccl" if gpu else "gloo")
 
 
 def machine_of(device: torch.device) -> str:
@@ -799,9 +807,6 @@ def claim(folder: str, cfg: Config, fingerprint: str) -> None:
     parallel.wait()
 
 
-COUNTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
-
-
 @dataclass
 class Run:
     """One training run in its folder: what the loop changes, all of which a checkpoint holds."""
@@ -812,7 +817,7 @@ class Run:
     by_loss: bool                  # the base is chosen by validation loss, RL by validation reward
     base: GPT | None = None        # what KL is measured from
     step: int = 0
-    counts: dict = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    counts: dict = field(default_factory=lambda: dict.fromkeys(report.COSTS, 0))
     best: float = -math.inf
     static: torch.Tensor | None = None  # (B,C,T) the refreshed texts of the current batch
     finished: bool = False
@@ -1111,7 +1116,7 @@ def make_row(name: str, cfg: Config, run_state: dict, quality_row: dict) -> dict
            "refresh": cfg.refresh if semi else None, "seed": cfg.seed, "val_reward": run_state["val_reward"],
            "test_reward": quality_row["reward"], "steps": run_state["step"]}
     row |= {key: quality_row[key] for key in ROW if key in quality_row}
-    row |= {key: run_state["counts"][key] for key in COUNTS}
+    row |= {key: run_state["counts"][key] for key in report.COSTS}
     return {key: row[key] for key in ROW}
 
 
@@ -1307,14 +1312,14 @@ MODES = {"compare": compare, "train": train_mode, "eval": eval_mode, "sample": s
 def main(argv: list[str]) -> None:
     given = parse_args(argv)
     mode = given.get("mode", "train" if given.get("resume") else "compare")
-    parallel.begin(torch.cuda.is_available() and given.get("device", "auto") in ("auto", "cuda"))
+    join_processes(given.get("device", "auto"))
     try:
         if parallel.size() > 1 and mode not in ("compare", "train"):
             raise InputError(f"--mode {mode}: one process does that; expected python instead of torchrun")
         MODES[mode](given)
         parallel.end()
     except InputError as e:
-        fail(str(e))
+        fail(str(e), parallel.rank() == 0)
     except parallel.Gone:
         fail("another process of this run has stopped; the last saved state is kept, the same command goes on from there")
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough

@@ -54,7 +54,7 @@ def test_threshold_is_crossed_by_the_mean_curve(tmp_path):
         write_curve(tmp_path / f"seed{seed}/online", online, 100)
         write_curve(tmp_path / f"seed{seed}/masked", masked, 10)
         write_curve(tmp_path / f"seed{seed}/mle", (.1, .1, .1), 0)
-    curves = {name: report.curve(str(tmp_path), (0, 1), (0, 1), name) for name in ("online", "masked", "mle")}
+    curves = {name: report.curve([f"{tmp_path}/seed{seed}" for seed in (0, 1)], name) for name in ("online", "masked", "mle")}
     assert report.first_reach(curves["masked"], .78) == dict(step=2, fp=20, seconds=2, fp_grad=0, fp_mle=0, tokens=0)
     lines = report.threshold(curves).splitlines()
     assert lines[0].startswith("validation reward 0.780") and "10.0x" in lines[3] and "never" in lines[4]
@@ -83,8 +83,8 @@ def test_bootstrap_intervals_hold_what_they_say(tmp_path):
             os.makedirs(tmp_path / f"seed{seed}/{name}")
             texts = TEXTS if name == "masked" and seed == 1 else TEXTS[::-1]
             report.write_predictions(str(tmp_path / f"seed{seed}/{name}"), RECORDS, texts)
-    rows = [row(name, seed, 0) for seed in (0, 1) for name in ("base", "online", "masked")]
-    text = report.bootstrap(str(tmp_path), (0, 1), rows, RECORDS, load_reward("rouge"), draws=200)
+    homes, names = [f"{tmp_path}/seed{seed}" for seed in (0, 1)], ["base", "online", "masked"]
+    text = report.bootstrap(homes, names, RECORDS, load_reward("rouge"), draws=200)
     first, base, online = (part.splitlines() for part in text.split("\n\n"))
     assert "+0.000 [+0.000, +0.000]" in base[1] and base[1].startswith("online")
     expected = np.mean([rouge(t, [r.references for r in RECORDS]).mean() for t in (TEXTS, TEXTS[::-1])])
@@ -92,7 +92,7 @@ def test_bootstrap_intervals_hold_what_they_say(tmp_path):
     low, high = map(float, online[-1].split("[")[1].split("]")[0].split(","))
     assert low < high <= 0
     with pytest.raises(ValueError, match="another test split"):
-        report.bootstrap(str(tmp_path), (0, 1), rows, RECORDS[::-1], load_reward("rouge"))
+        report.bootstrap(homes, names, RECORDS[::-1], load_reward("rouge"))
 
 
 def test_kinds_of_slot_errors(tmp_path):
@@ -101,7 +101,7 @@ def test_kinds_of_slot_errors(tmp_path):
     texts = ["xname serves Italian food.", "xname is a cheap place near xnear."]
     os.makedirs(tmp_path / "base")
     report.write_predictions(str(tmp_path / "base"), [data.Record(s, [t], [t], [t]) for s, t in zip(sources, texts)], texts)
-    assert report.error_kinds(str(tmp_path), (), [row("base", 0, 0)]).splitlines()[-1].split() == ["base", "1", "1", "1"]
+    assert report.error_kinds([str(tmp_path)], ["base"]).splitlines()[-1].split() == ["base", "1", "1", "1"]
 
 
 def test_compare_writes_its_report(folder, tmp_path, capsys):
@@ -137,6 +137,9 @@ def test_experiments_go_on_and_aggregate(folder, tmp_path, capsys, two_lines):
     rows = json.load(open(tmp_path / "p_m.json"))
     assert [(r["seed"], r["label"], r["p_m"]) for r in rows[:3]] == [(0, "0.2", .2), (0, "0.5", .5), (0, "0.9", .2)]
     assert len(rows) == 6 and os.path.getsize(tmp_path / "p_m.png") > 5_000
+    with pytest.raises(SystemExit, match="2"):  # finished runs of other flags are not passed off as these
+        experiments.main([*flags, "--lr", "0.5"])
+    assert "another config (lr" in capsys.readouterr().err and json.load(open(tmp_path / "p_m.json")) == rows
     stamp = os.path.getmtime(tmp_path / "seed1/masked-p_m_0.5/ckpt.pt")
     os.remove(tmp_path / "seed0/refresh-refresh_2/row.json")
     experiments.main(flags)
