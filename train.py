@@ -34,6 +34,7 @@ import report
 import sorl
 from data import InputError, Record, SPLITS
 from data.rewards import bleu, has_slots, load_reward, rouge, slot_errors, slot_errors2
+from data.rouge_ids import RougeIds
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig, beam_search, generate
 
@@ -320,11 +321,16 @@ def autocast(device: torch.device):
 
 @dataclass
 class Policy:
-    """A model with what is needed to feed it: tokenizer, longest text T, device."""
+    """A model with what is needed to feed it: tokenizer, longest text T, device; and ROUGE from its ids, on a GPU."""
     model: GPT
     tok: Tokenizer
     T: int
     device: torch.device
+    rouge: RougeIds | None = None
+
+    def __post_init__(self):
+        if self.device.type == "cuda":  # on a CPU strings are faster
+            self.rouge = RougeIds(self.tok, self.device)
 
     def texts(self, tokens: torch.Tensor) -> list[str]:
         return [self.tok.decode(ids) for ids in tokens.flatten(0, -2).tolist()]
@@ -449,7 +455,7 @@ class Batches:
         """A record's static texts, best first; scored once."""
         if self.reward and i not in self.ranked:
             r = self.records[i]
-            scores = self.reward(r.static, [r.references] * len(r.static), [r.source] * len(r.static))
+            scores = self.reward(r.static, [r.others(text) for text in r.static], [r.source] * len(r.static))
             self.ranked[i] = [text for _, text in sorted(zip(-scores, r.static), key=lambda pair: pair[0])]
         return self.ranked.get(i)
 
@@ -460,7 +466,8 @@ class Batches:
         records = [self.records[i] for i in chosen]
         targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
         statics = [pick_static(cfg, r, self.ranking(i), u[1][b]) for b, (i, r) in enumerate(zip(chosen, records))]
-        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T)
+        own = cfg.refresh > 0 or cfg.setting == "online"
+        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T, own)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -515,11 +522,18 @@ def decodes(cfg: Config) -> bool:
 
 
 def score(reward, policy: Policy, tokens: torch.Tensor, batch: data.Batch) -> torch.Tensor:
-    """Rewards of tokens (R,K,T), R a multiple of the batch's B sources -> (R,K)."""
-    times = tokens.size(0) * tokens.size(1) // len(batch.sources)
-    references = [refs for refs in batch.references for _ in range(times)]
-    sources = [source for source in batch.sources for _ in range(times)]
-    scores = reward(policy.texts(tokens), references, sources)
+    """Rewards of tokens (R,K,T) -> (R,K): K texts from each static text, R = B·C, or the C static texts, R = B and K = C."""
+    references = [texts for some in batch.references for texts in some]  # B·C lists
+    parts, known, texts = set(getattr(reward, "parts", ())), {}, []
+    if policy.rouge and "rouge" in parts:
+        each = policy.rouge(tokens.view(len(references), -1, tokens.size(2)), references).mean(2)
+        known["rouge"] = each.flatten().cpu().numpy()
+    if not parts or parts - set(known):  # strings only for those who read them
+        texts = policy.texts(tokens)
+    times, C = tokens.size(0) * tokens.size(1) // len(references), batch.static.size(1)
+    references = [some for some in references for _ in range(times)]
+    sources = [source for source in batch.sources for _ in range(C * times)]
+    scores = reward(texts, references, sources, **known)
     return torch.as_tensor(scores, dtype=torch.float32, device=tokens.device).view(tokens.shape[:2])
 
 

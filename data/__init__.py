@@ -38,6 +38,11 @@ class Record:
         self.target = self.target or self.references
         self.static = self.static or self.target
 
+    def others(self, text: str) -> list[str]:
+        """What a text is scored against: the references without the text itself, which it would agree with (the only
+        reference stays)."""
+        return [reference for reference in self.references if reference != text] or self.references
+
     def put_names_back(self, text: str) -> str:
         for placeholder, name in self.names.items():
             text = text.replace(placeholder, name)
@@ -152,8 +157,8 @@ class Batch:
     static_len: torch.Tensor  # (B,C) their lengths, EOS included
     target: torch.Tensor      # (B,T) one text a source for maximum likelihood
     target_len: torch.Tensor  # (B,)
-    references: list[list[str]]
-    sources: list[str]
+    references: list[list[list[str]]]  # (B,C) what a text made from this static text is scored against
+    sources: list[str]        # (B,)
 
     def to(self, device) -> "Batch":
         moved = (t.to(device, non_blocking=True) for t in
@@ -182,11 +187,13 @@ def encode_texts(texts: list[str], tok: Tokenizer, max_len: int) -> tuple[torch.
 
 
 def make_batch(records: list[Record], targets: list[str], statics: list[list[str]], tok: Tokenizer,
-               max_len: int) -> Batch:
-    """B records, one target each and C static texts each -> Batch."""
+               max_len: int, own: bool = False) -> Batch:
+    """B records, one target each and C static texts each -> Batch. `own`: the texts that will be scored are the policy's
+    own, from the first token on; otherwise they keep much of their static text, which then is no reference for them."""
     src, pad = encode_sources([r.source for r in records], tok)
     flat = [text for texts in statics for text in texts]
     ids, lengths = encode_texts(targets + flat, tok, max_len)  # one call, one width T for both
     B = len(records)
     return Batch(src, pad, ids[B:].view(B, -1, ids.size(1)), lengths[B:].view(B, -1), ids[:B], lengths[:B],
-                 [r.references for r in records], [r.source for r in records])
+                 [[r.references if own else r.others(text) for text in texts] for r, texts in zip(records, statics)],
+                 [r.source for r in records])

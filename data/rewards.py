@@ -439,15 +439,18 @@ def load_reward(spec: str) -> Callable[[list[str], list[list[str]], list[str]], 
     module:function with module importable from here; several joined by + are averaged.
 
     The result maps (hypotheses, references, sources) to float64 (N,) and raises InputError when a reward returns
-    anything but N finite numbers in 0..1. Raises InputError when no such reward exists; errors inside a module or a
-    function of the user are left to show their own traceback.
+    anything but N finite numbers in 0..1; a part that is `known` already (rouge=values) is not computed again. Its
+    `parts` are the names. Raises InputError when no such reward exists; errors inside a module or a function of the user
+    are left to show their own traceback.
     """
     parts = [(name.strip(), _find_reward(name.strip())) for name in spec.split("+")]
 
-    def reward(hypotheses: list[str], references: list[list[str]], sources: list[str]) -> np.ndarray:
-        columns = [_checked(name, part(hypotheses, references, sources), len(hypotheses)) for name, part in parts]
+    def reward(hypotheses: list[str], references: list[list[str]], sources: list[str], **known) -> np.ndarray:
+        columns = [known[name] if name in known else
+                   _checked(name, part(hypotheses, references, sources), len(hypotheses)) for name, part in parts]
         return np.mean(columns, axis=0)
 
+    reward.parts = tuple(name for name, _ in parts)
     return reward
 
 

@@ -15,6 +15,8 @@ import sorl
 import train
 from data import forecast
 from data.rewards import load_reward
+from data.rouge_ids import RougeIds
+from data.tokenizer import Tokenizer
 
 TINY = ["--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--base_steps", "4", "--base_batch", "8", "--batch_size", "4",
         "--K", "3", "--vocab_size", "300", "--steps", "6", "--eval_every", "2", "--eval_size", "6", "--block_size", "160",
@@ -94,6 +96,49 @@ def test_every_setting_trains_and_counts(folder, base, tmp_path, name):
         assert row["fp"] > 2 * sources * updates  # the masked passes, and the tokens of 3 · 8 sampled texts
     if name != "mle" and name != "random":
         assert row["fp_mle"] == sources * updates
+
+
+def test_rewards_from_ids_equal_rewards_from_texts(folder, base, tmp_path, monkeypatch):
+    """The path that a GPU takes, ROUGE from token ids, gives the same run on the CPU, with and without another part."""
+    (tmp_path / "brief.py").write_text("def short(hypotheses, references, sources):\n"
+                                       "    return [1 / (1 + len(text)) for text in hypotheses]\n")
+    monkeypatch.chdir(tmp_path)
+    for spec in ("rouge", "rouge+brief:short"):
+        for name in ("refresh", "full"):
+            out, flags = tmp_path / f"{spec[5:11]}{name}", (*SETTINGS[name], "--steps", "2", "--reward", spec)
+            run(folder, base, f"{out}1", *flags)
+            with monkeypatch.context() as m:
+                m.setattr(train.Policy, "__post_init__", lambda self: setattr(self, "rouge", RougeIds(self.tok, "cpu")))
+                m.setattr(train.Policy, "texts", counted(train.Policy.texts, calls := []))
+                run(folder, base, f"{out}2", *flags)
+            assert same(weights(f"{out}1/ckpt.pt"), weights(f"{out}2/ckpt.pt"))
+            sampled = [shape for shape in calls if len(shape) == 3 and shape[1] > 1]
+            assert (len(sampled) > 0) == (spec != "rouge")  # strings are made only for who reads them
+
+
+def counted(method, calls):
+    return lambda self, tokens: calls.append(tokens.shape) or method(self, tokens)
+
+
+def test_a_static_text_is_no_reference_for_itself(tmp_path):
+    """Stored texts that are references are scored against the others; the policy's own texts against all of them."""
+    r = data.Record("s", ["a b c", "a b d", "x y z"])
+    assert r.others("a b c") == ["a b d", "x y z"] and r.others("q") == r.references
+    assert data.Record("s", ["a b c"]).others("a b c") == ["a b c"]  # one is better than none
+    records, reward = [r, data.Record("t", ["u v"], static=["w"])], load_reward("rouge")
+    tok = Tokenizer.train(["a b c d x y z s t u v w"] * 2, 300)
+    for flags, expected in ((dict(setting="offline", num_static=3), [["a b d", "x y z"], ["a b c", "x y z"], ["a b c", "a b d"]]),
+                            (dict(), [["a b d", "x y z"]]), (dict(setting="online"), [r.references]),
+                            (dict(refresh=2, num_static=2), [r.references] * 2),
+                            (dict(static="worst"), [["a b c", "a b d"]])):  # x y z agrees with neither
+        cfg = train.Config(batch_size=2, **flags)
+        policy = train.Policy(None, tok, 9, torch.device("cpu"))
+        batch = train.Batches(cfg, records, policy, reward).get(0)
+        both = dict(zip(batch.sources, batch.references))
+        assert both["s"] == expected and both["t"] == [["u v"]] * cfg.num_static
+    tokens = batch.static[:, 0, None].repeat(1, 2, 1)
+    scores = dict(zip(batch.sources, train.score(reward, policy, tokens, batch).tolist()))
+    assert scores["s"] == [0, 0] and scores["t"] == [0, 0]  # and not 1 for the copy of a reference
 
 
 @pytest.mark.parametrize("name", ["online", "full"])
