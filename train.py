@@ -80,6 +80,7 @@ class Config:
     num_static: int = flag(1, "static texts per source and update (C)")
     static_credit: float = flag(0.0, "weight of the static texts' own policy gradient (ranked against each other)")
     refresh: int = flag(0, "updates per batch of static texts sampled from the policy; 0 = stored texts")
+    num_stored: int = flag(0, "with refresh: how many of the C static texts stay stored ones")
     candidates: int = flag(0, "texts per source to sample from the base where the data have no static texts of their own")
     reward: str = flag("rouge", "rouge, bleu, slot, joined by + (their mean), or module:function")
     baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo", "greedy"))
@@ -226,8 +227,8 @@ def make_config(given: dict, name: str = "") -> Config:
     `name` is one of compare's settings: flags that make no sense for it are left out, and what defines it stays."""
     given = {key: value for key, value in given.items() if (key, value) != ("steps", 0)}
     if name:
-        without = {"refresh"} if name in ("offline", "masked", "static") else set()
-        without |= {"refresh", "static_credit", "num_static"} if name in ("mle", "online", "full") else set()
+        without = {"refresh", "num_stored"} if name in ("offline", "masked", "static") else set()
+        without |= {"refresh", "num_stored", "static_credit", "num_static"} if name in ("mle", "online", "full") else set()
         without |= {"static_credit"} if name == "offline" else set()
         given = {key: value for key, value in given.items() if key not in without} | SETTINGS[name]
     preset = given.get("preset", "auto")
@@ -281,6 +282,8 @@ def checked(cfg: Config) -> Config:
         ("K", cfg.K > 1 or cfg.baseline != "mean" or not samples,
          "at least 2 with --baseline mean (one sample less its own mean is 0); or --baseline loo"),
         ("num_static", cfg.num_static == 1 or not decodes(cfg), "1 where the policy decodes (online, full)"),
+        ("num_stored", 0 <= cfg.num_stored < max(1, cfg.num_static) and (cfg.refresh > 0 or cfg.num_stored == 0),
+         f"with refresh, 0 or more and less than num_static = {cfg.num_static}"),
         ("refresh", cfg.refresh == 0 or one_pass, "0 unless --setting semi with --observation masked or static"),
         ("static_credit", cfg.static_credit == 0 or one_pass, "0 unless --setting semi, masked or static")]
     for name, holds, expected in rules:
@@ -466,7 +469,7 @@ class Batches:
         records = [self.records[i] for i in chosen]
         targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
         statics = [pick_static(cfg, r, self.ranking(i), u[1][b]) for b, (i, r) in enumerate(zip(chosen, records))]
-        own = cfg.refresh > 0 or cfg.setting == "online"
+        own = cfg.num_static - cfg.num_stored if cfg.refresh else int(cfg.setting == "online")
         return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T, own)
 
 
@@ -883,9 +886,11 @@ def rate(cfg: Config, done: float) -> float:
 
 
 def fresh_static(run: Run, batch: data.Batch) -> torch.Tensor:
-    """C static texts per source sampled from the policy, (B,C,T); one that has not ended is cut, EOS at its end."""
+    """Static texts sampled from the policy in place of the stored ones, but for the last num_stored of every source:
+    (B,C,T). One that has not ended is cut, EOS at its end."""
     cfg, policy, B = run.cfg, run.policy, len(batch.sources)
-    u = sorl.uniforms((B, cfg.num_static, policy.T), cfg.seed, run.step, "refresh").to(policy.device)
+    stored = widen(batch.static[:, cfg.num_static - cfg.num_stored:], policy.T, policy.tok.pad)
+    u = sorl.uniforms((B, cfg.num_static - cfg.num_stored, policy.T), cfg.seed, run.step, "refresh").to(policy.device)
     mine = slice(parallel.my_rows(B).start, parallel.my_rows(B).stop)
     policy.model.eval()
     tokens = generate(policy.model, batch.src[mine], batch.pad[mine], policy.T, u[mine], temperature=cfg.temperature,
@@ -894,7 +899,7 @@ def fresh_static(run: Run, batch: data.Batch) -> torch.Tensor:
     run.counts["fp"] += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
     last = tokens[..., -1]
     tokens[..., -1] = torch.where(last < policy.tok.pad, policy.tok.eos, last)
-    return tokens
+    return torch.cat([tokens, stored], 1)
 
 
 def next_batch(run: Run, batches: Batches) -> data.Batch:

@@ -187,13 +187,14 @@ def encode_texts(texts: list[str], tok: Tokenizer, max_len: int) -> tuple[torch.
 
 
 def make_batch(records: list[Record], targets: list[str], statics: list[list[str]], tok: Tokenizer,
-               max_len: int, own: bool = False) -> Batch:
-    """B records, one target each and C static texts each -> Batch. `own`: the texts that will be scored are the policy's
-    own, from the first token on; otherwise they keep much of their static text, which then is no reference for them."""
+               max_len: int, own: int = 0) -> Batch:
+    """B records, one target each and C static texts each -> Batch. A text made from a stored static text keeps much of it,
+    and is not scored against it; in the first `own` columns the policy's own texts will stand, scored against everything."""
     src, pad = encode_sources([r.source for r in records], tok)
     flat = [text for texts in statics for text in texts]
     ids, lengths = encode_texts(targets + flat, tok, max_len)  # one call, one width T for both
     B = len(records)
     return Batch(src, pad, ids[B:].view(B, -1, ids.size(1)), lengths[B:].view(B, -1), ids[:B], lengths[:B],
-                 [[r.references if own else r.others(text) for text in texts] for r, texts in zip(records, statics)],
+                 [[r.references if c < own else r.others(text) for c, text in enumerate(texts)]
+                  for r, texts in zip(records, statics)],
                  [r.source for r in records])

@@ -10,6 +10,8 @@ never needed otherwise.
 """
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -60,12 +62,15 @@ class Bench:
         policy = train.new_policy(self.cfg, self.dataset, self.device)
         self.tok = policy.tok
 
-    def updater(self, name: str = "masked", reward=None, **flags):
-        """A function that does the next update of a run of this setting."""
-        cfg = train.replace(train.make_config({}, name), **flags)
+    def updater(self, name: str = "masked", reward=None, T: int = 0, **flags):
+        """A function that does the next update of a run of this setting; with T, on texts of that many tokens."""
+        cfg, records = train.replace(train.make_config({}, name), max_len=T, **flags), self.dataset["train"]
+        if T:
+            words = self.tok.decode(self.tok.encode(" ".join(records[0].references * T))[:T - 1])
+            records = [train.replace(r, target=[words], static=[words]) for r in records]
         policy = train.new_policy(cfg, self.dataset, self.device, self.tok)
         run = train.Run(cfg, policy, "", train.make_optimizer(cfg, policy.model), False)
-        batches = train.Batches(cfg, self.dataset["train"], policy, None)
+        batches = train.Batches(cfg, records, policy, None)
 
         def step():
             train.metrics_of(run, train.update(run, batches, reward or self.reward))
@@ -85,23 +90,39 @@ def update(bench: Bench) -> list[dict]:
 
 
 def memory(bench: Bench) -> list[dict]:
-    """Peak memory of one step above what the process held before it (Linux): K = 64 against K = 1."""
-    if not Path("/proc/self/clear_refs").exists():
+    """Peak memory of one update above what the process held before it: K = 64 against K = 1, a process for each figure."""
+    def peak(K: int) -> float:
+        out = subprocess.run([sys.executable, "-m", "tests.bench", "--peak", str(K), "--device", bench.device.type], text=True,
+                             capture_output=True, check=True, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
+        return float(out.stdout)
+    if bench.device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         return [dict(what="memory", target="", skipped="needs Linux's /proc")]
+    return [ratio("peak memory of a masked update, K = 64 : K = 1 (MiB)", "<= 1.5",
+                  np.array([[peak(64), peak(1)] for _ in range(3)]))]
+
+
+def print_peak(bench: Bench, K: int) -> None:
+    """MiB that one update takes above what was held before it. On a CPU the largest of five, each from the resident set
+    that the last one left; glibc is told to give freed tensors back, so that the figure is not its hoard."""
+    step = bench.updater(K=K, baseline="loo", mle_weight=0.0, static="data")
+    step()
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return print((torch.cuda.max_memory_allocated() - before) / 2 ** 20)
 
     def held(key: str) -> int:
-        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))  # kB
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))  # KiB
 
-    def peak(step) -> float:
+    peaks = []
+    for _ in range(5):
         before = held("VmRSS")
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the high-water mark starts again from here
         step()
-        return max(1, held("VmHWM") - before)
-    steps = [bench.updater(K=K, baseline="loo", mle_weight=0.0, static="data") for K in (64, 1)]
-    for step in steps:
-        step()
-    return [ratio("peak memory, K = 64 : K = 1 (kB)", "<= 1.5", np.array([[peak(s) for s in steps] for _ in range(PAIRS)]))]
+        peaks.append(held("VmHWM") - before)
+    print(max(peaks) / 1024)
 
 
 def reward(bench: Bench) -> list[dict]:
@@ -172,31 +193,36 @@ def sampler(bench: Bench) -> list[dict]:
     return rows
 
 
+GROWTH = {"K": (2, 4, 8, 16, 32), "T": (16, 32, 64, 128), "batch_size": (8, 16, 32, 64), "n_embd": (64, 128, 256)}
+PREDICTED = {"online": dict(K=1, T=1, batch_size=1), "full": dict(K=1, T=1, batch_size=1), "masked": dict(K=0, T=0, batch_size=1)}
+
+
 def growth(bench: Bench) -> list[dict]:
-    """Seconds an update against K, sources and width, with the slope that the FP count predicts; growth.png."""
+    """Seconds an update against K, T, sources and width, with the slope that the FP count predicts; growth.png."""
     plt = report.pyplot()
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
+    fig, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharey=True)
     rows = []
-    for axis, (key, values) in zip(axes, (("K", (2, 4, 8, 16, 32)), ("batch_size", (8, 16, 32, 64)), ("n_embd", (64, 128, 256)))):
-        for name in ("online", "full", "masked"):
-            usual = dict(K=8, static="data", batch_size=16, mle_weight=0.0)
+    for axis, (key, values) in zip(axes, GROWTH.items()):
+        for name, slopes in PREDICTED.items():
+            usual = dict(K=8, T=32, batch_size=16, n_embd=128, static="data", mle_weight=0.0, p_m=0.2, block_size=256)
             steps = [bench.updater(name, **usual | {key: value}) for value in values]
             for step in steps:
                 step()
             times = []
-            for _ in range(3):
-                for i, step in enumerate(steps):
+            for _ in range(5):  # taking turns
+                times.append([])
+                for step in steps:
                     begun = time.perf_counter()
                     step()
-                    times.append((i, time.perf_counter() - begun))
-            seconds = np.array([np.median([t for i, t in times if i == j]) for j in range(len(values))])
-            slope = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
-            predicted = 0.0 if key == "K" and name == "masked" else 1.0 if key != "n_embd" else None
+                    times[-1].append(time.perf_counter() - begun)
+            seconds = np.median(times, 0)
+            slope, predicted = float(np.polyfit(np.log(values), np.log(seconds), 1)[0]), slopes.get(key)
             axis.plot(values, seconds, label=name, **report.STYLE[name])
             if predicted is not None:
-                axis.plot(values, seconds[-1] * (np.array(values) / values[-1]) ** predicted, ":", color="#aaaaaa", lw=1)
-            rows.append(dict(what=f"growth of a {name} update with {key}", target="" if predicted is None else f"FPs: slope {predicted:g}",
-                             slope=slope, seconds=seconds.tolist()))
+                axis.plot(values, seconds[0] * (np.array(values) / values[0]) ** predicted, ":", lw=1,
+                          color=report.STYLE[name]["color"])
+            rows.append(dict(what=f"growth of a {name} update with {key}", slope=slope, seconds=seconds.tolist(),
+                             target="" if predicted is None else f"FPs: slope {predicted:g}"))
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         report.tidy(axis, key, "seconds an update" if key == "K" else "")
@@ -236,10 +262,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("names", nargs="*", metavar="{" + ",".join(BENCHES) + "}")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--peak", type=int, metavar="K", help="print the peak memory of one update, in MiB, and stop")
     args = parser.parse_args(argv)
     if unknown := set(args.names) - set(BENCHES):
         parser.error(f"no bench {unknown.pop()!r}; there are {', '.join(BENCHES)}")
     bench, rows = Bench(args.device), []
+    if args.peak:
+        return print_peak(bench, args.peak)
     print(train.machine_of(bench.device))
     for name in args.names or BENCHES:
         for row in BENCHES[name](bench):

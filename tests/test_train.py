@@ -65,6 +65,7 @@ SETTINGS = {
     "masked": ("--setting", "semi"),
     "static": ("--setting", "semi", "--observation", "static"),
     "refresh": ("--setting", "semi", "--refresh", "2", "--num_static", "2", "--static_credit", "0.5"),
+    "mixed": ("--setting", "semi", "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--static_credit", "0.5"),
     "greedy": ("--setting", "semi", "--baseline", "greedy", "--mask", "word", "--length_norm", "masked"),
     "count": ("--setting", "semi", "--baseline", "loo", "--mask", "count", "--static", "worst", "--top_k", "5"),
     "random": ("--setting", "semi", "--static", "random", "--adv_scale", "false", "--mle_weight", "0"),
@@ -94,6 +95,8 @@ def test_every_setting_trains_and_counts(folder, base, tmp_path, name):
         assert row["fp_grad"] == 3 * sources * updates < row["fp"]
     if name == "refresh":
         assert row["fp"] > 2 * sources * updates  # the masked passes, and the tokens of 3 · 8 sampled texts
+    if name == "mixed":
+        assert row["fp"] > 3 * sources * updates
     if name != "mle" and name != "random":
         assert row["fp_mle"] == sources * updates
 
@@ -130,6 +133,7 @@ def test_a_static_text_is_no_reference_for_itself(tmp_path):
     for flags, expected in ((dict(setting="offline", num_static=3), [["a b d", "x y z"], ["a b c", "x y z"], ["a b c", "a b d"]]),
                             (dict(), [["a b d", "x y z"]]), (dict(setting="online"), [r.references]),
                             (dict(refresh=2, num_static=2), [r.references] * 2),
+                            (dict(refresh=2, num_static=3, num_stored=1), [r.references, r.references, ["a b c", "a b d"]]),
                             (dict(static="worst"), [["a b c", "a b d"]])):  # x y z agrees with neither
         cfg = train.Config(batch_size=2, **flags)
         policy = train.Policy(None, tok, 9, torch.device("cpu"))
@@ -139,6 +143,21 @@ def test_a_static_text_is_no_reference_for_itself(tmp_path):
     tokens = batch.static[:, 0, None].repeat(1, 2, 1)
     scores = dict(zip(batch.sources, train.score(reward, policy, tokens, batch).tolist()))
     assert scores["s"] == [0, 0] and scores["t"] == [0, 0]  # and not 1 for the copy of a reference
+
+
+def test_some_static_texts_stay_stored_ones(folder, base):
+    """With num_stored the last columns are the record's own texts; the others are sampled, and only those cost FPs."""
+    cfg = train.make_config({"refresh": 2, "num_static": 3, "num_stored": 1, "batch_size": 4, "steps": 6, "data": folder})
+    policy = train.load_policy(base, torch.device("cpu"))
+    runner = train.Run(cfg, policy, "", train.make_optimizer(cfg, policy.model), False)
+    batches = train.Batches(cfg, data.load_dataset(folder)["train"], policy, None)
+    stored, batch = batches.get(0), train.next_batch(runner, batches)
+    T = stored.static.size(2)
+    assert torch.equal(batch.static[:, 2, :T], stored.static[:, 2])
+    assert (batch.static[:, 2, T:] == policy.tok.pad).all() and not torch.equal(batch.static[:, 0, :T], stored.static[:, 0])
+    assert runner.counts["fp"] > 0 and (batch.static_len == sorl.text_mask(batch.static, policy.tok.vocab_size).sum(2)).all()
+    runner.step = 1
+    assert torch.equal(train.next_batch(runner, batches).static, batch.static)  # until the next refresh
 
 
 @pytest.mark.parametrize("name", ["online", "full"])
