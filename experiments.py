@@ -92,7 +92,7 @@ def run_lines(experiment: Experiment, given: dict, seeds: list[int]) -> list[dic
             train.claim(folder, config, fingerprint)  # a finished run of other flags is refused like an unfinished one
             row = train.read_json(f"{folder}/row.json")
             if row is None:
-                row = train.run_one(config, name, folder, base, f"{home}/base", dataset, reward, device)
+                row = train.run_one(config, name, folder, base, dataset, reward, device)
                 train.write_json(row, f"{folder}/row.json")
             rows.append(row | {"label": label, "flags": flags})
     return rows
@@ -108,11 +108,16 @@ def group(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 def write_table(name: str, experiment: Experiment, rows: list[dict], out: str, machine: str) -> str:
     """The experiment's table as text; also written to OUT/NAME.txt."""
     keys = ("val_reward", "test_reward", "sampled_reward", "entropy", "kl_to_base", "fp", "fp_grad", "seconds")
-    lines = [["setting", experiment.axis or "which", *(report.SHORT.get(key, key) for key in keys)]]
+    lines = [["setting", experiment.axis or "which", *(report.SHORT.get(key, key) for key in keys), "test R less the first's"]]
+    first = {}  # of each setting
     for (setting, label), mine in group(rows).items():
-        lines.append([setting, label, *(report.show(key, [row[key] for row in mine]) for key in keys)])
+        tested = [row["test_reward"] for row in mine]
+        lines.append([setting, label, *(report.show(key, [row[key] for row in mine]) for key in keys),
+                      report.paired(tested, first[setting]) if setting in first else ""])
+        first.setdefault(setting, tested)
     seeds = " ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows))
-    text = f"{experiment.title}\n{aligned(lines)}\nmean±sd of seeds {seeds}; best weights by validation; {machine}\n"
+    text = (f"{experiment.title}\n{aligned(lines)}\nmean±sd of seeds {seeds}; the last column is paired by seed; best weights by "
+            f"validation; {machine}\n")
     with open(f"{out}/{name}.txt", "w", encoding="utf-8") as file:
         file.write(text)
     return text

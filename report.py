@@ -123,6 +123,12 @@ def threshold(curves: dict[str, dict], less: float = 0.02) -> str:
         "s" if n > 1 else "") + ":\n" + aligned(lines)
 
 
+def paired(values: list[float], others: list[float]) -> str:
+    """Mean difference of two lists over the same seeds, with its standard error where there is more than one."""
+    d = np.array(values) - np.array(others)
+    return f"{d.mean():+.3f}" + (f" (s.e. {d.std(ddof=1) / math.sqrt(len(d)):.3f})" if len(d) > 1 else "")
+
+
 def differences(rows: list[dict], key: str = "test_reward") -> str:
     """Differences paired by seed, with their standard errors: each setting against base, mle, offline and online."""
     value = {(row["name"], row["seed"]): row[key] for row in rows}
@@ -132,9 +138,8 @@ def differences(rows: list[dict], key: str = "test_reward") -> str:
     for name in names_of(rows)[1:]:
         cells = []
         for other in against:
-            d = np.array([value[name, seed] - value[other, seed] for seed in seeds])
-            error = f" (s.e. {d.std(ddof=1) / math.sqrt(len(d)):.3f})" if len(d) > 1 else ""
-            cells.append("" if name == other else f"{d.mean():+.3f}{error}")
+            mine, theirs = ([value[n, seed] for seed in seeds] for n in (name, other))
+            cells.append("" if name == other else paired(mine, theirs))
         lines.append([name, *cells])
     return "differences, paired by seed:\n" + aligned(lines)
 

@@ -9,6 +9,7 @@ best by validation, which is the one that is tested). A run that was stopped goe
 """
 import argparse
 import difflib
+import io
 import json
 import math
 import os
@@ -64,7 +65,7 @@ USUAL = ("mle", "offline", "online", "full", "masked", "static", "refresh")
 class Config:
     # what to do
     mode: str = flag("compare", "what to do", ("compare", "train", "eval", "sample", "candidates"))
-    preset: str = flag("auto", "tuned defaults; auto picks by the data", ("auto", "forecast", "quick", "e2e"))
+    preset: str = flag("auto", "tuned defaults; auto picks by the data", ("auto", "forecast", "quick", "e2e", "gpu"))
     data: str = flag("forecast", "forecast, forecast2, or a folder with {train,val,test}.jsonl")
     out: str = flag("out", "the run's folder")
     init: str = flag("", "checkpoint to start from, or to evaluate")
@@ -81,7 +82,6 @@ class Config:
     static_credit: float = flag(0.0, "weight of the static texts' own policy gradient (ranked against each other)")
     refresh: int = flag(0, "updates per batch of static texts sampled from the policy; 0 = stored texts")
     num_stored: int = flag(0, "with refresh: how many of the C static texts stay stored ones")
-    candidates: int = flag(0, "texts per source to sample from the base where the data have no static texts of their own")
     reward: str = flag("rouge", "rouge, bleu, slot, joined by + (their mean), or module:function")
     baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo", "greedy"))
     adv_scale: bool = flag(True, "divide advantages by their standard deviation per source")
@@ -158,7 +158,7 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
     },
     "e2e": {
         "": dict(reward="rouge+slot", n_layer=4, block_size=96, max_len=48, weight_decay=0.1, base_steps=1500,
-                 base_batch=32, base_lr=2e-3, eval_size=0, candidates=4, lr=1.5e-4, mle_weight=0.3),
+                 base_batch=32, base_lr=2e-3, eval_size=0, lr=1.5e-4, mle_weight=0.3),
         "mle": dict(steps=60),
         "offline": dict(steps=80, num_static=4, batch_size=16),
         "online": dict(steps=40, K=8, lr=3e-4),
@@ -170,6 +170,11 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
                         mle_weight=1.0, kl_weight=0.11, eval_every=20),
     },
 }
+PRESETS["gpu"] = {name: PRESETS["forecast"].get(name, {}) | flags for name, flags in {  # 29M parameters; for one GPU
+    "": dict(n_layer=9, n_head=8, n_embd=512, block_size=512, batch_size=512, lr=3e-4, base_lr=6e-4, base_batch=512),
+    "masked": dict(batch_size=512), "static": dict(batch_size=512),
+    "nocredit": dict(num_static=1, batch_size=512), "refresh": dict(batch_size=128), "reuse": dict(batch_size=64, lr=3e-4),
+    "mle": {}, "offline": dict(lr=3e-4), "online": {}, "full": {}}.items()}
 NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num", "out_data", "source", "reference",
                "static_text", "preset", "settings"}  # flags that may differ when a run goes on
 
@@ -269,7 +274,7 @@ def checked(cfg: Config) -> Config:
              ("K", "num_static", "batch_size", "micro_batches", "base_batch", "base_steps", "n_layer", "n_head",
               "n_embd", "eval_every", "save_every", "beam", "num")]
     rules += [(name, 0 <= getattr(cfg, name) < math.inf, "0 or more") for name in
-              ("steps", "refresh", "candidates", "mle_weight", "rl_weight", "kl_weight", "static_credit", "lr", "base_lr",
+              ("steps", "refresh", "mle_weight", "rl_weight", "kl_weight", "static_credit", "lr", "base_lr",
                "budget_fp", "eval_size", "max_len", "weight_decay", "clip", "top_k", "seed")]
     rules += [
         ("p_m", 0 <= cfg.p_m <= 1, "a probability, 0 to 1"), ("base_p_m", 0 <= cfg.base_p_m <= 1, "0 to 1"),
@@ -340,14 +345,23 @@ class Policy:
 
 
 def save(state: dict, path: str) -> None:
-    """Atomically: whoever is killed here leaves the old file. Of several processes, the first one writes."""
+    """Atomically: whoever is killed here, or finds the disk full, leaves the old file. Of several processes, the first
+    one writes."""
     if parallel.rank() > 0:
         return
-    with open(path + ".tmp", "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)
+    buffer = io.BytesIO()  # torch.save hides what went wrong with a file
+    torch.save(state, buffer)
+    try:
+        with open(path + ".tmp", "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".tmp", path)
+    except OSError as e:
+        if os.path.exists(path + ".tmp"):
+            os.remove(path + ".tmp")
+        raise InputError(f"{path}: cannot be written ({e.strerror}); what was saved before is kept, and the same command "
+                         f"goes on from there") from None
 
 
 def load(path: str) -> dict:
@@ -1042,10 +1056,9 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
 
 
 def start(cfg: Config, folder: str, policy: Policy, dataset, reward, name: str, base: GPT | None = None,
-          by_loss: bool = False, spent: dict | None = None) -> Run:
-    """Go on from the folder's last checkpoint, if there is one, and train to the end. `spent`: counts to begin with."""
+          by_loss: bool = False) -> Run:
+    """Go on from the folder's last checkpoint, if there is one, and train to the end."""
     run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), by_loss, base)
-    run.counts |= spent or {}
     run.load()
     fit(run, dataset, reward, name)
     return run
@@ -1081,41 +1094,23 @@ def note_cuts(dataset, policy: Policy) -> None:
         print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
 
 
-def with_candidates(cfg: Config, folder: str, dataset, base: Policy, reward):
-    """The data with `candidates` samples of the base as static texts (made once, kept in `folder`), and their cost."""
-    own = any(r.static is not r.target for r in dataset["train"])
-    if cfg.candidates == 0 or own or cfg.refresh or cfg.setting in ("mle", "online"):
-        return dataset, {}
-    path = f"{folder}/candidates.jsonl"
-    if not os.path.exists(path) and parallel.rank() == 0:
-        records, cost = sample_candidates(base, dataset["train"], cfg, cfg.candidates, reward, "train")
-        write_json(cost, f"{folder}/candidates.json")
-        data.save_records(records, path)
-    parallel.wait()
-    return dataset | {"train": data.load_records(path)}, read_json(f"{folder}/candidates.json")
-
-
 def sample_candidates(policy: Policy, records: list[Record], cfg: Config, num: int, reward, split: str):
-    """`num` texts for each record, best first by reward -> (records with them as static texts, counts spent)."""
-    out, cost, size, begun = [], {"fp": 0}, max(1, 512 // num), time.perf_counter()
-    progress = Progress("sample", 0)
-    policy.model.pushed.zero_()
+    """`num` texts for each record, best first by reward -> (records with them as static texts, the FPs spent)."""
+    out, fp, size, progress = [], 0, max(1, 512 // num), Progress("sample", 0)
     for at in range(0, len(records), size):
         some = records[at:at + size]
         src, pad = (t.to(policy.device) for t in data.encode_sources([r.source for r in some], policy.tok))
         u = sorl.uniforms((len(some), num, policy.T), cfg.seed, split, at, "candidates").to(policy.device)
         with autocast(policy.device):
             tokens = generate(policy.model.eval(), src, pad, policy.T, u, temperature=cfg.temperature, top_k=cfg.top_k)
-        cost["fp"] += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
+        fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
         for r, ids in zip(some, tokens):
             texts = [text for text in policy.texts(ids[None]) if text.strip()] or r.static
             scores = reward(texts, [r.references] * len(texts), [r.source] * len(texts))
             ranked = [text for _, text in sorted(zip(-scores, texts), key=lambda pair: pair[0])]
             out.append(replace(r, static=ranked))
-        progress.show(len(out), len(records), f"FP {cost['fp']:>8,}", len(out) == len(records))
-    cost |= {"tokens": int(policy.model.pushed[1]), "seconds": time.perf_counter() - begun}
-    policy.model.pushed.zero_()
-    return out, cost
+        progress.show(len(out), len(records), f"FP {fp:>8,}", len(out) == len(records))
+    return out, fp
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1152,16 +1147,15 @@ def finish_run(cfg: Config, folder: str, base: Policy | None, dataset, reward, n
     return parallel.same(row)
 
 
-def run_one(cfg: Config, name: str, folder: str, base: Policy, base_folder: str, dataset, reward, device) -> dict:
+def run_one(cfg: Config, name: str, folder: str, base: Policy, dataset, reward, device) -> dict:
     """Train one setting from the base in its own folder -> its row."""
     claim(folder, cfg, data.data_hash(dataset))
-    dataset, spent = with_candidates(cfg, base_folder, dataset, base, reward)
     policy = Policy(GPT(base.model.config).to(device), base.tok, base.T, device)
     policy.model.load_state_dict(base.model.state_dict())
     base.model.pushed.zero_()
     if cfg.compile:
         policy.model.compile()
-    start(cfg, folder, policy, dataset, reward, name, base.model.eval(), spent=spent)
+    start(cfg, folder, policy, dataset, reward, name, base.model.eval())
     return finish_run(cfg, folder, base, dataset, reward, name, device)
 
 
@@ -1187,8 +1181,7 @@ def compare(given: dict) -> None:
             if name == "base":
                 row = finish_run(base_config(replace(cfg, seed=seed)), f"{home}/base", base, dataset, reward, name, device)
             else:
-                row = run_one(replace(configs[name], seed=seed), name, f"{home}/{name}", base, f"{home}/base", dataset,
-                              reward, device)
+                row = run_one(replace(configs[name], seed=seed), name, f"{home}/{name}", base, dataset, reward, device)
             rows.append(row)
             rows.sort(key=lambda row: (row["seed"], ["base", *SETTINGS].index(row["name"])))
             write_json(rows, f"{cfg.out}/results.json")
@@ -1214,15 +1207,14 @@ def train_mode(given: dict) -> None:
     cfg = make_config(given)
     device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
     if cfg.init:
-        base, base_folder = given_base(cfg, given, dataset, device), cfg.out
+        base = given_base(cfg, given, dataset, device)
     else:
         tok = check_data(cfg, dataset, device)
     claim(cfg.out, cfg, data.data_hash(dataset))
     write_json({name: value for name, value in given.items() if name != "resume"}, f"{cfg.out}/command.json")
     if not cfg.init:
-        base_folder = f"{cfg.out}/base"
-        base = make_base(cfg, base_folder, dataset, reward, device, tok)
-    row = run_one(cfg, name_of(cfg), cfg.out, base, base_folder, dataset, reward, device)
+        base = make_base(cfg, f"{cfg.out}/base", dataset, reward, device, tok)
+    row = run_one(cfg, name_of(cfg), cfg.out, base, dataset, reward, device)
     write_json([row], f"{cfg.out}/results.json")
     print("\n" + report.table([row]))
 
@@ -1285,9 +1277,9 @@ def candidates_mode(given: dict) -> None:
     os.makedirs(cfg.out_data, exist_ok=True)
     total = 0
     for split in SPLITS:
-        records, cost = sample_candidates(policy, dataset[split], cfg, cfg.num, reward, split)
+        records, fp = sample_candidates(policy, dataset[split], cfg, cfg.num, reward, split)
         data.save_records(records, f"{cfg.out_data}/{split}.jsonl")
-        total += cost["fp"]
+        total += fp
     write_json({"preset": cfg.preset}, f"{cfg.out_data}/flags.json")
     print(f"wrote {cfg.out_data}: {cfg.num} candidates a source, {total:,} FP")
 

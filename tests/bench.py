@@ -233,6 +233,35 @@ def growth(bench: Bench) -> list[dict]:
     return rows
 
 
+def scale(bench: Bench) -> list[dict]:
+    """The preset for a GPU: the whole masked update against its forward and backward alone, and the share of the machine's
+    own matrix rate that these reach. On a CPU in a tiny batch, to exercise the code: the figures mean nothing there."""
+    gpu = bench.device.type == "cuda"
+    cfg = train.make_config({"preset": "gpu"} | ({} if gpu else dict(batch_size=4, K=4)), "masked")
+    policy = train.new_policy(cfg, bench.dataset, bench.device, bench.tok)
+    batches = train.Batches(cfg, bench.dataset["train"], policy, None)
+    run = train.Run(cfg, policy, "", train.make_optimizer(cfg, policy.model), False)
+    batch = batches.get(0).to(bench.device)
+    rows = torch.cat([batch.static[:, 0], batch.target]) if cfg.mle_weight > 0 else batch.static[:, 0]
+    copies = len(rows) // len(batch.sources)
+
+    def alone():
+        with train.autocast(bench.device):
+            logits = train.sorl.target_logits(policy.model, batch.src.repeat(copies, 1), batch.pad.repeat(copies), rows)
+            loss = logits.float().square().mean()
+        loss.backward()
+        run.optimizer.zero_grad()
+    whole = paired(lambda: train.metrics_of(run, train.update(run, batches, bench.reward)), alone)
+    size = 4096 if gpu else 512
+    a = torch.randn(size, size, device=bench.device, dtype=torch.bfloat16 if gpu else torch.float32)
+    rate = paired(lambda: [a @ a for _ in range(20)], alone)
+    parameters = sum(p.numel() for p in policy.model.parameters()) - policy.model.wpe.weight.numel()
+    flops = np.array([20 * 2 * size ** 3, 6 * parameters * rows.size(0) * (batch.src.size(1) + rows.size(1) - 1)])
+    return [ratio(f"update of {parameters / 1e6:.0f}M parameters, {len(rows)} rows, K = {cfg.K} : forward and backward", "<= 2", whole),
+            ratio("forward and backward, FLOP/s : a matrix product's", ">= 0.2", rate / flops) | {
+                "seconds": [float(x) for x in np.median(flops / rate, 0)[::-1]]}]
+
+
 def records(bench: Bench, n: int = 1_000_000) -> list[dict]:
     """A million JSONL records: seconds to load them, make the tokenizer and draw the first batch, and the memory it took."""
     import resource
@@ -253,7 +282,7 @@ def records(bench: Bench, n: int = 1_000_000) -> list[dict]:
                  mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)]
 
 
-BENCHES = {f.__name__: f for f in (update, memory, reward, sampler, growth, records)}
+BENCHES = {f.__name__: f for f in (update, memory, reward, sampler, growth, scale, records)}
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = {
     "refresh": ("--setting", "semi", "--refresh", "2", "--num_static", "2", "--static_credit", "0.5", "--kl_weight", "0.05"),
     "online": ("--setting", "online", "--micro_batches", "2"),
-    "offline": ("--setting", "offline", "--candidates", "2", "--num_static", "2"),
+    "offline": ("--setting", "offline", "--num_static", "2"),
 }
 
 

@@ -70,7 +70,7 @@ SETTINGS = {
     "count": ("--setting", "semi", "--baseline", "loo", "--mask", "count", "--static", "worst", "--top_k", "5"),
     "random": ("--setting", "semi", "--static", "random", "--adv_scale", "false", "--mle_weight", "0"),
     "kl": ("--setting", "semi", "--kl_weight", "0.1"),
-    "candidates": ("--setting", "semi", "--static", "best", "--candidates", "2", "--temperature", "0.8"),
+    "best": ("--setting", "semi", "--static", "best", "--temperature", "0.8"),
 }
 
 
@@ -360,6 +360,24 @@ def test_a_stop_during_the_base_can_be_resumed(folder, tmp_path, monkeypatch):
     assert os.path.exists("run/base/ckpt.pt") and not os.path.exists("run/ckpt.pt")
     train.main(["--resume", "run"])
     assert [line["step"] for line in metrics("run")] == list(range(7))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size with Linux's ulimit, in place of a full disk")
+def test_a_full_disk_loses_nothing(folder, base, tmp_path):
+    """Writing fails half-way through a checkpoint: one line, exit 2, the old state is there, and the run can be finished."""
+    out = tmp_path / "run"
+    flags = ["--mode", "train", *TINY, "--data", folder, "--init", base, "--out", str(out)]
+    limited = subprocess.run(["bash", "-c", "trap '' XFSZ; ulimit -f 100; exec \"$0\" train.py \"$@\"", sys.executable, *flags],
+                             capture_output=True, text=True, cwd=os.path.dirname(train.__file__))
+    assert limited.returncode == 2 and "ckpt.pt: cannot be written" in limited.stderr
+    assert limited.stderr.count("\n") == 1 and not list(out.glob("*.tmp"))
+    row = run(folder, base, out)
+    assert row["steps"] == 6
+
+
+def test_a_place_that_cannot_be_written(capsys, folder, base):
+    err = refused(capsys, "--mode", "train", *TINY, "--data", folder, "--init", base, "--out", "/proc/nowhere")
+    assert "/proc/nowhere: cannot be written" in err
 
 
 def test_two_runs_at_once_are_refused(folder, base, tmp_path, capsys):
