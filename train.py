@@ -132,6 +132,8 @@ class Config:
     compile: bool = flag(False, "torch.compile the model")
 
 
+MANY = dict(num_static=8, static="random", batch_size=16)  # E2E: several references a source, ranked against each other
+CREDIT = dict(**MANY, static_credit=8.0, p_m=0.1, lr=1e-4, mle_weight=4.0)
 PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
     "forecast": {
         "": dict(lr=1.2e-3),
@@ -160,14 +162,12 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "": dict(reward="rouge+slot", n_layer=4, block_size=96, max_len=48, weight_decay=0.1, base_steps=1500,
                  base_batch=32, base_lr=2e-3, eval_size=0, lr=1.5e-4, mle_weight=0.3),
         "mle": dict(steps=60),
-        "offline": dict(steps=80, num_static=4, batch_size=16),
+        "offline": dict(steps=40, **MANY, lr=1e-4, mle_weight=1.0),
         "online": dict(steps=40, K=8, lr=3e-4),
-        "reuse": dict(lr=1.5e-4, steps=120),
         "full": dict(steps=20, K=8),
-        "masked": dict(steps=80),
-        "static": dict(steps=80),
-        "refresh": dict(steps=160, refresh=8, batch_size=16, num_static=4, static_credit=1.0, p_m=0.1, lr=3e-4,
-                        mle_weight=1.0, kl_weight=0.11, eval_every=20),
+        "masked": dict(steps=40, **CREDIT),
+        "static": dict(steps=40, **CREDIT),
+        "refresh": dict(steps=100, **CREDIT, refresh=4, num_stored=4),
     },
 }
 PRESETS["gpu"] = {name: PRESETS["forecast"].get(name, {}) | flags for name, flags in {  # 29M parameters; for one GPU
