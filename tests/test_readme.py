@@ -1,10 +1,15 @@
 """The README tells the truth: its tables are the files that its commands wrote, and what it names exists."""
 import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from test_train import base, folder  # noqa: F401 (fixtures)
+from test_e2e import csv_file  # noqa: F401 (fixtures)
+from test_train import base, folder  # noqa: F401
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXT = open(f"{ROOT}/README.md", encoding="utf-8").read()
@@ -59,3 +64,54 @@ def test_the_picture_of_the_settings_is_drawn(tmp_path, base):
     assert os.path.getsize(tmp_path / "settings.png") > 20_000
     with pytest.raises(SystemExit, match="2"):
         lesson.main(["picture", "--init", str(tmp_path / "none.pt")])
+
+
+def commands() -> list[str]:
+    """Every command of the README, in its order: in blocks, tables and sentences."""
+    found = re.findall(r"(?:^|&& |`)((?:SORL=\S+ )?(?:python|torchrun) (?:[^`\n]*\\\n)*[^`\n]*)", TEXT, re.M)
+    return list(dict.fromkeys(re.sub(r"\\\n\s*|\s+#.*", " ", command).strip() for command in found if "…" not in command))
+
+
+SHORT = {"--steps": "2", "--base_steps": "4", "--n_layer": "1", "--n_embd": "16", "--n_head": "2", "--vocab_size": "300", "--K": "2",
+         "--block_size": "160", "--batch_size": "2", "--base_batch": "4", "--eval_size": "4", "--device": "cpu"}
+
+
+def shortened(line: str, folder: str) -> list[str]:
+    """The same command's arguments for python: a tiny model on tiny data, one seed, a few updates; one proposition, one
+    experiment."""
+    program, *words = shlex.split(re.sub(r"(--seeds \d+)[ \d]+", r"\1 ", line))
+    if program == "torchrun":
+        words = ["-m", "torch.distributed.run", *words]
+    if words[0] == "theory.py" and "--plan" not in words:
+        words = ["theory.py", "P2", "--quick"]
+    if words[0] == "experiments.py":
+        words = ["experiments.py", "mle", *words[min(i for i, word in enumerate(words) if word.startswith("--")):]]
+    if words[:2] == ["-m", "tests.bench"]:
+        words += ["--peak", "2"]
+    if words[:2] == ["-m", "pytest"]:
+        words += [f"{ROOT}/tests/test_exercises.py", "-c", f"{ROOT}/pytest.ini", "-p", "no:cacheprovider"]
+    if {"train.py", "experiments.py"} & set(words) and not {"-h", "--resume"} & set(words):
+        words += [] if "datasets/e2e" in words else ["--data", folder]
+        if {"eval", "sample", "candidates"}.isdisjoint(words):
+            words += [word for flag, value in SHORT.items() if flag not in words for word in (flag, value)]
+    return [f"{ROOT}/{word}" if re.fullmatch(r"\w+\.py", word) else word for word in words]
+
+
+@pytest.mark.slow
+def test_every_command_runs(folder, csv_file, tmp_path):
+    """One after the other in a new folder, as a reader would type them: later ones use what earlier ones wrote."""
+    for name in ("devset.csv", "testset_w_refs.csv"):
+        shutil.copy(csv_file, tmp_path / name)
+    shutil.copy(f"{ROOT}/sorl.py", tmp_path / "my_sorl.py")
+    lines, ran = commands(), 0
+    assert len(lines) > 18 and lines[0] == "python train.py"
+    for line in lines:
+        if line == "python -m pytest":  # this is it
+            continue
+        variables = dict(re.findall(r"^(\w+)=(\S+) ", line))
+        words = shortened(re.sub(r"^\w+=\S+ ", "", line), folder)
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=600,
+                              env=os.environ | variables | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}{done.stdout[-500:]}"
+        ran += 1
+    assert ran == len(lines) - 1
