@@ -192,7 +192,7 @@ def main(argv: list[str]) -> None:
             machine = train.machine_of(train.pick_device(given.get("device", "auto")))
             print("\n" + write_table(name, EXPERIMENTS[name], rows, given["out"], machine))
             (draw_spectrum if name == "spectrum" else draw)(name, EXPERIMENTS[name], rows, given["out"])
-    except InputError as e:
+    except (InputError, OSError) as e:
         print("experiments.py: " + " ".join(str(e).split()), file=sys.stderr)
         sys.exit(2)
     except (train.Interrupted, KeyboardInterrupt):

@@ -51,7 +51,7 @@ SETTINGS = {  # the names of compare: what each is, whatever the flags say
     "mle": dict(setting="mle", mle_weight=1.0, rl_weight=0.0),
     "offline": dict(setting="offline"),
     "online": dict(setting="online"),
-    "reuse": dict(setting="semi", observation="masked", p_m=0.0),  # online, every sample used for several updates
+    "reuse": dict(setting="semi", observation="masked", p_m=0.0),  # refresh without masks: online that reuses its texts
     "full": dict(setting="semi", observation="full"),
     "masked": dict(setting="semi", observation="masked"),
     "static": dict(setting="semi", observation="static"),
@@ -172,9 +172,8 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
 }
 PRESETS["gpu"] = {name: PRESETS["forecast"].get(name, {}) | flags for name, flags in {  # 29M parameters; for one GPU
     "": dict(n_layer=9, n_head=8, n_embd=512, block_size=512, batch_size=512, lr=3e-4, base_lr=6e-4, base_batch=512),
-    "masked": dict(batch_size=512), "static": dict(batch_size=512),
-    "nocredit": dict(num_static=1, batch_size=512), "refresh": dict(batch_size=128), "reuse": dict(batch_size=64, lr=3e-4),
-    "mle": {}, "offline": dict(lr=3e-4), "online": {}, "full": {}}.items()}
+    "mle": {}, "offline": dict(lr=3e-4), "online": {}, "full": {}, "masked": {}, "static": {}, "nocredit": dict(batch_size=512),
+    "refresh": dict(batch_size=128), "reuse": dict(batch_size=64, lr=3e-4)}.items()}
 NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num", "out_data", "source", "reference",
                "static_text", "preset", "settings"}  # flags that may differ when a run goes on
 
@@ -241,8 +240,10 @@ def make_config(given: dict, name: str = "") -> Config:
         preset = preset_of(given.get("data", "forecast"))
     name = name or name_of(replace(Config(), **given))
     tuned = PRESETS[preset].get("", {}) | (PRESETS[preset]["refresh"] if name in ("reuse", "nocredit") else {})
-    return checked(replace(Config(), **{**tuned, **PRESETS[preset].get(name, {}), **given, **SETTINGS[name],
-                                        "preset": preset}))
+    cfg = replace(Config(), **{**tuned, **PRESETS[preset].get(name, {}), **given, **SETTINGS[name], "preset": preset})
+    if "num_stored" not in given:  # fewer texts were asked for than the preset would keep
+        cfg = replace(cfg, num_stored=max(0, min(cfg.num_stored, cfg.num_static - 1)) if cfg.refresh else 0)
+    return checked(cfg)
 
 
 def preset_of(folder: str) -> str:
@@ -287,8 +288,8 @@ def checked(cfg: Config) -> Config:
         ("K", cfg.K > 1 or cfg.baseline != "mean" or not samples,
          "at least 2 with --baseline mean (one sample less its own mean is 0); or --baseline loo"),
         ("num_static", cfg.num_static == 1 or not decodes(cfg), "1 where the policy decodes (online, full)"),
-        ("num_stored", 0 <= cfg.num_stored < max(1, cfg.num_static) and (cfg.refresh > 0 or cfg.num_stored == 0),
-         f"with refresh, 0 or more and less than num_static = {cfg.num_static}"),
+        ("num_stored", 0 <= cfg.num_stored < max(1, cfg.num_static) or cfg.refresh == 0,
+         f"0 or more, and less than num_static = {cfg.num_static}"),
         ("refresh", cfg.refresh == 0 or one_pass, "0 unless --setting semi with --observation masked or static"),
         ("static_credit", cfg.static_credit == 0 or one_pass, "0 unless --setting semi, masked or static")]
     for name, holds, expected in rules:
@@ -351,17 +352,21 @@ def save(state: dict, path: str) -> None:
         return
     buffer = io.BytesIO()  # torch.save hides what went wrong with a file
     torch.save(state, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def write_whole(path: str, content) -> None:
+    """Bytes to a file, all of them or none: through a temporary one. Raises InputError where that is not possible."""
     try:
         with open(path + ".tmp", "wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".tmp", path)
     except OSError as e:
         if os.path.exists(path + ".tmp"):
             os.remove(path + ".tmp")
-        raise InputError(f"{path}: cannot be written ({e.strerror}); what was saved before is kept, and the same command "
-                         f"goes on from there") from None
+        raise InputError(f"{path}: cannot be written ({e.strerror}); what was there before is kept") from None
 
 
 def load(path: str) -> dict:
@@ -631,12 +636,12 @@ def rl_part(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, decode
 def static_part(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, reward):
     """The C static texts of a source ranked against each other, credit for their unmasked tokens -> rewards (B,C), loss.
 
-    Refreshed texts were drawn at the run's temperature, but for an end token in the last column: that may be a cut."""
+    Refreshed texts were drawn at the run's temperature, but for an end token in the last column: that may be a cut. Top-k is
+    not applied: what stands in a text that exists may have left the k likeliest since, or never been there."""
     kept = sorl.text_mask(batch.static, policy.tok.vocab_size) & ~mask.view(batch.static.shape)
-    temperature, top_k = (cfg.temperature, cfg.top_k) if cfg.refresh else (1.0, 0)
     if cfg.refresh:
         kept[..., -1] = False
-    given = sorl.rollout_given(logits, batch.static, kept, temperature, top_k)
+    given = sorl.rollout_given(logits, batch.static, kept, cfg.temperature if cfg.refresh else 1.0)
     rewards = score(reward, policy, batch.static, batch)
     A = sorl.advantage(rewards, "loo" if cfg.baseline == "loo" and cfg.num_static > 1 else "mean", scale=cfg.adv_scale)
     return rewards, sorl.policy_loss(given, A, cfg.length_norm)
@@ -774,10 +779,7 @@ def open_log(path: str, size: int):
 def write_json(value, path: str) -> None:
     if parallel.rank() > 0:
         return
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-    os.replace(path + ".tmp", path)
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(path: str):
@@ -917,7 +919,7 @@ def fresh_static(run: Run, batch: data.Batch) -> torch.Tensor:
 
 
 def next_batch(run: Run, batches: Batches) -> data.Batch:
-    """The batch of this update; with refresh, one batch and its sampled static texts serve `refresh` updates."""
+    """The batch of this update; with refresh, one batch and its static texts, sampled or kept, serve `refresh` updates."""
     cfg, policy = run.cfg, run.policy
     batch = batches.get(run.step // max(1, cfg.refresh)).to(policy.device)
     if cfg.refresh:
@@ -1090,8 +1092,14 @@ def check_data(cfg: Config, dataset, device: torch.device) -> Tokenizer:
 
 
 def note_cuts(dataset, policy: Policy) -> None:
+    """Say what a user would not see in the figures."""
     if cut := check_lengths(dataset, policy):
         print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
+    lone = sum(r.static is r.references and len(r.references) == 1 for r in dataset["train"])
+    if lone > len(dataset["train"]) / 2:
+        print(f"note: {lone} records have one reference and no other static text; stored static texts score 1 against "
+              f"themselves there, and nothing can be learned from them; expected several references or texts in static "
+              f"(--mode candidates makes some), or --refresh")
 
 
 def sample_candidates(policy: Policy, records: list[Record], cfg: Config, num: int, reward, split: str):
@@ -1237,6 +1245,8 @@ def resumed(given: dict) -> dict:
     flags, config = read_json(f"{folder}/command.json"), read_json(f"{folder}/config.json")
     if not isinstance(flags, dict) or not isinstance(config, dict):
         raise InputError(f"--resume {folder}: no run of --mode train there (a comparison goes on by its own command)")
+    if unknown := set(flags) - {f.name for f in fields(Config)}:
+        raise InputError(f"{folder}/command.json: {unknown.pop()!r} is no flag; expected what train.py wrote there")
     for name, value in given.items():
         if name not in NOT_THE_RUN and name != "mode" and config.get(name) != value:
             raise InputError(f"--resume {folder}: that run has {name} {config.get(name)}, not {value}")

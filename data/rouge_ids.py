@@ -1,7 +1,7 @@
 """ROUGE straight from token ids, on the device that holds them: at a GPU's speed, making strings would be the bottleneck.
 
 The values equal `data.rewards.rouge` of the decoded texts, unless two 64-bit hashes collide or a text holds a Kelvin sign
-(whose lower case is an ASCII k). Words are cut as rouge-score cuts them, lower case and [a-z0-9]+, out of the tokens'
+(whose lower case is an ASCII k). Tokens behind EOS must be PAD, as in every rollout. Words are cut as rouge-score cuts them, lower case and [a-z0-9]+, out of the tokens'
 bytes: a word is the hash of its letters, wherever the tokens begin and end. Left out: slots and rewards of the user, which
 need strings.
 """
@@ -28,7 +28,6 @@ class RougeIds:
         self.bytes = torch.tensor(rows, dtype=torch.int16, device=device)  # (V,longest); special tokens have none
         letter = [1 + LETTERS.find(chr(b).lower()) if b < 128 else 0 for b in range(256)] + [0]  # the last is NOTHING's
         self.letter = torch.tensor(letter, device=device)
-        self.powers = torch.full((1024,), BASE, device=device).cumprod(0)  # integers overflow as they should
         self.encode = lru_cache(maxsize=1 << 16)(tok.encode)
 
     def words(self, ids: torch.Tensor) -> torch.Tensor:
@@ -36,14 +35,15 @@ class RougeIds:
         raw = together(self.bytes[ids].flatten(1))  # (N,L)
         kind = self.letter[raw.long()]              # (N,L) 1..36, or 0 between words
         dotted = (raw[:, :-1] == 0xC4) & (raw[:, 1:] == 0xB0)  # a capital I with a dot is an i in lower case
-        kind[:, :-1][dotted] = self.letter[ord("i")]
+        kind[:, :-1].masked_fill_(dotted, 1 + LETTERS.index("i"))
         letter = kind > 0
         starts = letter & ~F.pad(letter, (1, 0))[:, :-1]
         word = starts.cumsum(1)                     # 1 for the letters of the first word, …
         column = torch.arange(kind.size(1), device=ids.device)
         depth = column - torch.where(starts, column, 0).cummax(1).values  # how far inside its word a letter stands
-        worth = torch.where(letter, kind * self.powers[depth.clamp(max=len(self.powers) - 1)], 0)
-        W = max(1, int(word.amax()))                # the one wait for the device
+        powers = torch.full_like(column, BASE).cumprod(0)  # integers overflow as they should
+        worth = torch.where(letter, kind * powers[depth], 0)
+        W = max(1, int(word.amax()))                # waits for the device
         hashes = worth.new_zeros(len(ids), W + 1).scatter_add(1, word, worth)[:, 1:]
         there = torch.arange(1, W + 1, device=ids.device) <= word.amax(1, keepdim=True)
         return torch.where(there & (hashes == 0), 1, hashes)

@@ -13,7 +13,8 @@ from test_train import TINY, base, folder, metrics, run, same, weights  # noqa: 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = {
-    "refresh": ("--setting", "semi", "--refresh", "2", "--num_static", "2", "--static_credit", "0.5", "--kl_weight", "0.05"),
+    "refresh": ("--setting", "semi", "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--static_credit", "0.5",
+                "--kl_weight", "0.05"),
     "online": ("--setting", "online", "--micro_batches", "2"),
     "offline": ("--setting", "offline", "--num_static", "2"),
 }

@@ -14,7 +14,7 @@ import data
 import sorl
 import train
 from data import forecast
-from data.rewards import load_reward
+from data.rewards import load_reward, rouge
 from data.rouge_ids import RougeIds
 from data.tokenizer import Tokenizer
 
@@ -65,7 +65,8 @@ SETTINGS = {
     "masked": ("--setting", "semi"),
     "static": ("--setting", "semi", "--observation", "static"),
     "refresh": ("--setting", "semi", "--refresh", "2", "--num_static", "2", "--static_credit", "0.5"),
-    "mixed": ("--setting", "semi", "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--static_credit", "0.5"),
+    "mixed": ("--setting", "semi", "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--static_credit", "0.5",
+              "--top_k", "5"),
     "greedy": ("--setting", "semi", "--baseline", "greedy", "--mask", "word", "--length_norm", "masked"),
     "count": ("--setting", "semi", "--baseline", "loo", "--mask", "count", "--static", "worst", "--top_k", "5"),
     "random": ("--setting", "semi", "--static", "random", "--adv_scale", "false", "--mle_weight", "0"),
@@ -140,9 +141,14 @@ def test_a_static_text_is_no_reference_for_itself(tmp_path):
         batch = train.Batches(cfg, records, policy, reward).get(0)
         both = dict(zip(batch.sources, batch.references))
         assert both["s"] == expected and both["t"] == [["u v"]] * cfg.num_static
-    tokens = batch.static[:, 0, None].repeat(1, 2, 1)
-    scores = dict(zip(batch.sources, train.score(reward, policy, tokens, batch).tolist()))
-    assert scores["s"] == [0, 0] and scores["t"] == [0, 0]  # and not 1 for the copy of a reference
+    batch = train.Batches(train.Config(batch_size=2, setting="offline", num_static=3), records, policy, reward).get(0)
+    abc, one = float(rouge(["a b c"], [["a b d"]]).mean()), batch.static.repeat_interleave(2, 1).view(6, 2, -1)
+    for ids in (None, RougeIds(tok, "cpu")):
+        policy.rouge = ids
+        scores = dict(zip(batch.sources, train.score(reward, policy, batch.static, batch).tolist()))  # (B,C,T)
+        assert scores["s"] == pytest.approx([abc, abc, 0]) and scores["t"] == [0, 0, 0]  # and not 1 for itself
+        each = train.score(reward, policy, one, batch).view(2, 6)  # (B·C,K,T)
+        assert dict(zip(batch.sources, each.tolist()))["s"] == pytest.approx([abc, abc, abc, abc, 0, 0])
 
 
 def test_some_static_texts_stay_stored_ones(folder, base):
@@ -155,7 +161,8 @@ def test_some_static_texts_stay_stored_ones(folder, base):
     T = stored.static.size(2)
     assert torch.equal(batch.static[:, 2, :T], stored.static[:, 2])
     assert (batch.static[:, 2, T:] == policy.tok.pad).all() and not torch.equal(batch.static[:, 0, :T], stored.static[:, 0])
-    assert runner.counts["fp"] > 0 and (batch.static_len == sorl.text_mask(batch.static, policy.tok.vocab_size).sum(2)).all()
+    sampled = sorl.text_mask(batch.static[:, :2], policy.tok.vocab_size)
+    assert runner.counts["fp"] == sampled.sum() and (batch.static_len == sorl.text_mask(batch.static, policy.tok.vocab_size).sum(2)).all()
     runner.step = 1
     assert torch.equal(train.next_batch(runner, batches).static, batch.static)  # until the next refresh
 
@@ -178,7 +185,7 @@ def test_decoding_counts_the_rows_really_sampled(folder, base, name):
         expected.tokens)].sum()
 
 
-@pytest.mark.parametrize("name", ["online", "full", "masked", "refresh", "offline", "greedy", "kl"])
+@pytest.mark.parametrize("name", ["online", "full", "masked", "mixed", "offline", "greedy", "kl"])
 def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
     """A batch of 5 in one part, in 3 + 2, or one by one: the same rewards drawn, the same losses logged, the same gradient
     to 1e-6."""
@@ -216,7 +223,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("name, at", [("refresh", 6), ("refresh", 10), ("online", 5), ("masked", 9)])
+@pytest.mark.parametrize("name, at", [("refresh", 6), ("mixed", 10), ("online", 5), ("masked", 9)])
 def test_resume_equals_uninterrupted(folder, base, tmp_path, name, at):
     """Stopped anywhere and resumed: weights, metrics and samples are those of the run that was not stopped, bit for bit
     (seconds aside). The stop comes between two saves, so the logs hold lines that the resumed run writes again."""
@@ -254,9 +261,9 @@ def test_a_save_that_is_killed_leaves_the_old_file(tmp_path):
     """kill -9 in the middle of writing: the checkpoint is still the one before, and loads."""
     path = str(tmp_path / "ckpt.pt")
     train.save({"step": 1}, path)
-    code = ("import sys, os, signal, train\n"
-            "class Bomb:\n def __reduce__(self):\n  os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"train.save({{'weights': [0.0] * 100000, 'bomb': Bomb()}}, {path!r})")
+    code = ("import os, signal, train\n"
+            "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"  # written, and not yet in its place
+            f"train.save({{'weights': [0.0] * 100000}}, {path!r})")
     killed = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(train.__file__), capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert torch.load(path, weights_only=True) == {"step": 1}
@@ -447,6 +454,23 @@ def test_bad_flags(capsys, base, tmp_path, flags, expected):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_num_stored_beside_other_flags():
+    """What the preset keeps gives way to fewer texts, and to no refresh; what was typed is checked."""
+    for given, expected in ((dict(), 4), (dict(num_static=4), 3), (dict(num_static=1), 0), (dict(refresh=0), 0)):
+        assert train.make_config(given | {"preset": "e2e"}, "refresh").num_stored == expected
+    assert train.make_config({"num_stored": 2, "num_static": 4}).num_stored == 2  # compare's own, which names no setting
+    with pytest.raises(data.InputError, match="num_stored 2: expected"):
+        train.make_config({"num_stored": 2, "num_static": 2, "refresh": 4})
+
+
+def test_the_preset_for_a_gpu_has_its_size():
+    for name in train.SETTINGS:
+        cfg = train.make_config({"preset": "gpu"}, name)
+        with torch.device("meta"):
+            model = train.GPT(train.GPTConfig(1000, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd))
+        assert 25e6 < sum(p.numel() for p in model.parameters()) < 35e6 and cfg.block_size == 512 and cfg.batch_size >= 64
+
+
 def test_no_cuda(capsys, tmp_path):
     assert "--device cuda" in refused(capsys, "--device", "cuda", "--out", str(tmp_path))
 
@@ -502,12 +526,12 @@ def test_bad_checkpoints(capsys, folder, base, tmp_path):
 @pytest.mark.parametrize("body, expected", [("return [0.5]", "expected"), ("return [float('nan')] * len(hypotheses)", "nan"),
                                             ("return [2.0] * len(hypotheses)", "0..1")])
 def test_bad_rewards(capsys, folder, base, tmp_path, monkeypatch, body, expected):
-    (tmp_path / "my_reward.py").write_text(f"def score(hypotheses, references, sources):\n    {body}\n")
+    (tmp_path / "own_reward.py").write_text(f"def score(hypotheses, references, sources):\n    {body}\n")
     monkeypatch.chdir(tmp_path)
-    sys.modules.pop("my_reward", None)
-    message = refused(capsys, "--mode", "eval", "--init", base, "--data", folder, "--reward", "my_reward:score",
+    sys.modules.pop("own_reward", None)
+    message = refused(capsys, "--mode", "eval", "--init", base, "--data", folder, "--reward", "own_reward:score",
                       "--out", str(tmp_path / "out"))
-    assert "my_reward:score" in message and expected in message
+    assert "own_reward:score" in message and expected in message
 
 
 def test_an_error_inside_a_reward_keeps_its_traceback(folder, base, tmp_path, monkeypatch):
@@ -515,6 +539,12 @@ def test_an_error_inside_a_reward_keeps_its_traceback(folder, base, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ZeroDivisionError):
         train.main(["--mode", "eval", "--init", base, "--data", folder, "--reward", "broken_reward:score"])
+
+
+def test_lone_references_are_noted(capsys, base):
+    dataset = {"train": [data.Record("a", ["b c"])] * 3 + [data.Record("a", ["b", "c"])]}
+    train.note_cuts(dataset, train.load_policy(base, torch.device("cpu")))
+    assert "note: 3 records have one reference" in capsys.readouterr().out
 
 
 def test_long_targets_are_cut_and_counted(capsys, folder, tmp_path):
