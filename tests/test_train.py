@@ -188,7 +188,7 @@ def test_decoding_counts_the_rows_really_sampled(folder, base, name):
 @pytest.mark.parametrize("name", ["online", "full", "masked", "mixed", "offline", "greedy", "kl"])
 def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
     """A batch of 5 in one part, in 3 + 2, or one by one: the same rewards drawn, the same losses logged, the same gradient
-    to 1e-6."""
+    to 1e-6 of the largest."""
     gradients, rewards, losses = [], [], []
     for parts in (1, 2, 5):
         given = train.parse_args([*TINY, *SETTINGS[name], "--data", folder, "--batch_size", "5",
@@ -205,10 +205,11 @@ def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
         row = train.metrics_of(runner, terms)
         losses.append(torch.tensor([row["rl_loss"], row["mle_loss"]]))
         gradients.append({n: before[n] - p.detach() for n, p in policy.model.named_parameters()})
+    largest = max(g.abs().max() for g in gradients[0].values())
     for other, loss, gradient in zip(rewards[1:], losses[1:], gradients[1:]):
         assert torch.equal(other, rewards[0]) and torch.allclose(loss, losses[0], atol=1e-4)
-        assert all((gradient[n] - gradients[0][n]).abs().max() < 1e-6 for n in gradient)
-    assert max(g.abs().max() for g in gradients[0].values()) > 1e-3
+        assert all((gradient[n] - gradients[0][n]).abs().max() < 1e-6 * max(1, largest) for n in gradient)
+    assert largest > 1e-3
 
 
 def test_kl_holds_the_policy_to_the_base(folder, base, tmp_path):
