@@ -213,6 +213,25 @@ def error_kinds(homes: list[str], names: list[str]) -> str:
     return "slot errors by kind, all seeds together:\n" + aligned(lines)
 
 
+def omission_cost(homes: list[str], names: list[str], records: list[Record]) -> str:
+    """ROUGE-L of each setting less the base's, 0..100: where the base made no slot error, and where it made one that the
+    setting mended. Does ROUGE-L fall because texts say more, or for another reason?"""
+    def read(name: str):  # over all seeds: who is complete, (N,) bool, and ROUGE-L, (N,)
+        texts = [line["text"] for home in homes for line in read_lines(f"{home}/{name}/predictions.jsonl")]
+        return (slot_errors(texts, [r.source for r in records] * len(homes))[0] == 0,
+                100 * rouge(texts, [r.references for r in records] * len(homes))[:, 2])
+
+    complete, before = read("base")
+    lines = [["RougeL less base's", "texts", "base complete", "texts", "base incomplete, mended"]]
+    for name in names[1:]:
+        now_complete, after = read(name)
+        cells = []
+        for where in (complete, ~complete & now_complete):
+            cells += [str(int(where.sum())), f"{(after - before)[where].mean():+.1f}" if where.any() else "-"]
+        lines.append([name, *cells])
+    return "what mending slots does to ROUGE-L, all seeds together:\n" + aligned(lines)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The whole report of a comparison
 
@@ -254,7 +273,7 @@ def compare_report(out: str, seeds: tuple, rows: list[dict], records: list[Recor
     if "online" in names and (len(all_seeds) > 1 or rows[0]["slot_error"] is not None):
         parts.append(bootstrap(homes, names, records, reward))
     if rows[0]["slot_error"] is not None:
-        parts.append(error_kinds(homes, names))
+        parts += [error_kinds(homes, names), omission_cost(homes, names, records)]
     parts.append("samples (greedy, test sources)\n" + samples(homes[0], names, 2))
     text = "\n\n".join(part for part in parts if part)
     with open(f"{out}/report.txt", "w", encoding="utf-8") as file:

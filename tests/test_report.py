@@ -104,6 +104,19 @@ def test_kinds_of_slot_errors(tmp_path):
     assert report.error_kinds([str(tmp_path)], ["base"]).splitlines()[-1].split() == ["base", "1", "1", "1"]
 
 
+def test_what_mending_slots_does_to_rouge(tmp_path):
+    """The base is complete on the first record and leaves out the food of two others. The setting loses a word of the
+    first (ROUGE-L from 1 to 8/9), mends the second (from 8/9 to 1), and spoils the third without mending it."""
+    french = data.Record("name[xname], eatType[pub], food[French]", ["xname is a French pub"])
+    records = [data.Record("name[xname], eatType[pub], priceRange[cheap]", ["xname is a cheap pub"]), french, french]
+    for name, texts in (("base", ["xname is a cheap pub", "xname is a pub", "xname is a pub"]),
+                        ("rl", ["xname is cheap pub", "xname is a French pub", "xname pub"])):
+        os.makedirs(tmp_path / name)
+        report.write_predictions(str(tmp_path / name), records, texts)
+    last = report.omission_cost([str(tmp_path)], ["base", "rl"], records).splitlines()[-1].split()
+    assert last == ["rl", "1", f"{100 * (8 / 9 - 1):+.1f}", "1", f"{100 * (1 - 8 / 9):+.1f}"]
+
+
 def test_compare_writes_its_report(folder, tmp_path, capsys):
     """Two seeds, chosen settings, then one more setting: only that one is trained; the report is what was printed."""
     flags = [*TINY, "--data", folder, "--out", str(tmp_path), "--seeds", "0", "1", "--settings", "online", "refresh"]
