@@ -108,7 +108,8 @@ def group(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 def write_table(name: str, experiment: Experiment, rows: list[dict], out: str, machine: str) -> str:
     """The experiment's table as text; also written to OUT/NAME.txt."""
     keys = ("val_reward", "test_reward", "sampled_reward", "entropy", "kl_to_base", "fp", "fp_grad", "seconds")
-    lines = [["setting", experiment.axis or "which", *(report.SHORT.get(key, key) for key in keys), "test R less the first's"]]
+    lines = [["setting", experiment.axis or "which", *(report.SHORT.get(key, key) for key in keys),
+              "test R less the first's"]]
     first = {}  # of each setting
     for (setting, label), mine in group(rows).items():
         tested = [row["test_reward"] for row in mine]
@@ -116,8 +117,8 @@ def write_table(name: str, experiment: Experiment, rows: list[dict], out: str, m
                       report.paired(tested, first[setting]) if setting in first else ""])
         first.setdefault(setting, tested)
     seeds = " ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows))
-    text = (f"{experiment.title}\n{aligned(lines)}\nmean±sd of seeds {seeds}; the last column is paired by seed; best weights by "
-            f"validation; {machine}\n")
+    text = (f"{experiment.title}\n{aligned(lines)}\nmean±sd of seeds {seeds}; the last column is paired by seed; "
+            f"best weights by validation; {machine}\n")
     with open(f"{out}/{name}.txt", "w", encoding="utf-8") as file:
         file.write(text)
     return text
@@ -145,9 +146,7 @@ def draw(name: str, experiment: Experiment, rows: list[dict], out: str) -> None:
     report.tidy(axis, experiment.axis, "test reward, greedy")
     axis.set_title(experiment.title, fontsize=10)
     axis.legend(frameon=False, fontsize=8)
-    fig.tight_layout()
-    fig.savefig(f"{out}/{name}.png", dpi=120)
-    plt.close(fig)
+    report.finish(fig, f"{out}/{name}.png")
 
 
 def draw_spectrum(name: str, experiment: Experiment, rows: list[dict], out: str) -> None:
@@ -170,9 +169,7 @@ def draw_spectrum(name: str, experiment: Experiment, rows: list[dict], out: str)
     report.tidy(axis, "forward propagations that sample (log scale)", "test reward, greedy")
     axis.set_title(experiment.title, fontsize=10)
     axis.legend(frameon=False, fontsize=8)
-    fig.tight_layout()
-    fig.savefig(f"{out}/{name}.png", dpi=120)
-    plt.close(fig)
+    report.finish(fig, f"{out}/{name}.png")
 
 
 def main(argv: list[str]) -> None:

@@ -43,7 +43,8 @@ def example() -> str:
     def shown(ids):
         return ["[MASK]" if i == V - 1 else WORDS[i] for i in ids[:6].tolist()]
 
-    lines = [line("y", text.split(), "   written before training"), line("M", [str(int(m)) for m in mask[0, :6]], "   coins, p_m = 1/3"),
+    lines = [line("y", text.split(), "   written before training"),
+             line("M", [str(int(m)) for m in mask[0, :6]], "   coins, p_m = 1/3"),
              line("fed", shown(fed[0]), "   one forward pass: the logits of both masks")]
     for k in range(2):
         p = rollout.logp[0, k].exp()
@@ -102,11 +103,10 @@ def draw_picture(source: str, rows: list, tok, out: str) -> None:
                           color="white" if hidden else "black", weight="bold" if own else "normal")
     axis.set_xlim(-2, T + 1.2)
     axis.set_ylim(-2.6 * len(rows) + 0.8, 1.4)
-    axis.text(0, 1.0, f"source: {source}.   Grey: the static text's tokens; orange, bold: drawn by the model; dark: hidden from it.", fontsize=9)
+    axis.text(0, 1.0, f"source: {source}.   Grey: the static text's tokens; orange, bold: drawn by the model; dark: hidden "
+              f"from it.", fontsize=9)
     axis.axis("off")
-    fig.tight_layout()
-    fig.savefig(out, dpi=110)
-    plt.close(fig)
+    report.finish(fig, out)
 
 
 def main(argv: list[str]) -> None:

@@ -300,6 +300,12 @@ def tidy(axis, xlabel: str, ylabel: str = "") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def finish(fig, path: str, **layout) -> None:
+    fig.tight_layout(**layout)
+    fig.savefig(path, dpi=120)
+    pyplot().close(fig)
+
+
 def draw_compare(curves: dict[str, dict], base: float, path: str) -> None:
     """Validation reward against sampling FPs (log axis) and against seconds: mean over seeds, and a band of ± sd."""
     plt = pyplot()
@@ -323,6 +329,4 @@ def draw_compare(curves: dict[str, dict], base: float, path: str) -> None:
     fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     n = len(next(iter(curves.values()))["val_reward"])
     fig.suptitle("Reward against cost, from the same base model" + (f" (mean ± sd of {n} seeds)" if n > 1 else ""))
-    fig.tight_layout(rect=(0, 0.07, 1, 1))
-    fig.savefig(path, dpi=120)
-    plt.close(fig)
+    finish(fig, path, rect=(0, 0.07, 1, 1))

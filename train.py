@@ -215,7 +215,8 @@ def parse_args(argv: list[str]) -> dict:
         elif isinstance(f.default, tuple):
             kind = dict(type=int, nargs="+", metavar="N")
         if f.metadata["choices"]:
-            kind = dict(nargs="+" if isinstance(f.default, tuple) else None, type=one_of(f.metadata["choices"]), metavar="{" + ",".join(f.metadata["choices"]) + "}")
+            kind = dict(nargs="+" if isinstance(f.default, tuple) else None, type=one_of(f.metadata["choices"]),
+                        metavar="{" + ",".join(f.metadata["choices"]) + "}")
         parser.add_argument("--" + f.name, default=argparse.SUPPRESS, help=text, **kind)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -435,8 +436,8 @@ def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> int:
     for split, records in dataset.items():
         for i, r in enumerate(records, 1):  # a text has at most one token a byte, and one for the space in front
             if len(r.source.encode()) + 2 > room and len(policy.tok.encode(r.source)) + 1 > room:
-                raise InputError(f"{r.where or f'{split} record {i}'}: source of {len(policy.tok.encode(r.source))} tokens; expected at "
-                                 f"most {room - 1} (block_size {policy.model.config.block_size} less texts of {policy.T})")
+                raise InputError(f"{r.where or f'{split} record {i}'}: source of {len(policy.tok.encode(r.source))} tokens; "
+                                 f"expected at most {room - 1} (block_size {policy.model.config.block_size} less texts of {policy.T})")
             cut += sum(len(t.encode()) + 2 > policy.T and len(policy.tok.encode(t)) + 1 > policy.T for t in r.target)
     return cut
 
@@ -1014,7 +1015,8 @@ def fit(run: Run, dataset: dict[str, list[Record]], reward, name: str) -> None:
     """The loop: rate, update, evaluate, log, save. Raises Interrupted after Ctrl-C, with everything saved."""
     cfg, first = run.cfg, parallel.rank() == 0
     if cfg.batch_size < parallel.size():
-        raise InputError(f"batches of {cfg.batch_size} sources: expected at least one for each of the {parallel.size()} processes")
+        raise InputError(f"batches of {cfg.batch_size} sources: expected at least one for each of the {parallel.size()} "
+                         f"processes")
     batches, progress, stop = Batches(cfg, dataset["train"], run.policy, reward), Progress(name, run.step), []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(1) or signal.signal(signal.SIGINT, usual))
     if run.is_new and first:
@@ -1134,7 +1136,8 @@ def make_row(name: str, cfg: Config, run_state: dict, quality_row: dict) -> dict
     semi, plain = cfg.setting == "semi", cfg.setting in ("mle", "base")
     p_m = None if plain else {"online": 1.0, "offline": 0.0}.get(cfg.setting, cfg.p_m)
     row = {"name": name, "setting": "base" if name == "base" else cfg.setting,
-           "observation": cfg.observation if semi else None, "p_m": p_m, "K": None if plain else cfg.num_static if cfg.setting == "offline" else cfg.K,
+           "observation": cfg.observation if semi else None, "p_m": p_m,
+           "K": None if plain else cfg.num_static if cfg.setting == "offline" else cfg.K,
            "refresh": cfg.refresh if semi else None, "seed": cfg.seed, "val_reward": run_state["val_reward"],
            "test_reward": quality_row["reward"], "steps": run_state["step"]}
     row |= {key: quality_row[key] for key in ROW if key in quality_row}

@@ -1,9 +1,9 @@
 """ROUGE straight from token ids, on the device that holds them: at a GPU's speed, making strings would be the bottleneck.
 
 The values equal `data.rewards.rouge` of the decoded texts, unless two 64-bit hashes collide or a text holds a Kelvin sign
-(whose lower case is an ASCII k). Tokens behind EOS must be PAD, as in every rollout. Words are cut as rouge-score cuts them, lower case and [a-z0-9]+, out of the tokens'
-bytes: a word is the hash of its letters, wherever the tokens begin and end. Left out: slots and rewards of the user, which
-need strings.
+(whose lower case is an ASCII k). Words are cut as rouge-score cuts them, lower case and [a-z0-9]+, out of the tokens'
+bytes: a word is the hash of its letters, wherever the tokens begin and end. Tokens behind EOS must be PAD, as in every
+rollout. Left out: slots and rewards of the user, which need strings.
 """
 from functools import lru_cache
 

@@ -4,9 +4,9 @@
     python -m tests.bench update reward          some
     python -m tests.bench --json bench.json      also to a file
 
-Numbers are medians over 7 paired runs (memory: 3 processes each, growth: 5), with the quartiles in brackets; the two sides of a ratio take turns, so that
-a machine that is busy is busy for both. rouge-score and transformers are compared with where they are installed, and are
-never needed otherwise.
+Numbers are medians over 7 paired runs (memory: 3 processes each, growth: 5), with the quartiles in brackets; the two sides
+of a ratio take turns, so that a machine that is busy is busy for both. rouge-score and transformers are compared with where
+they are installed, and are never needed otherwise.
 """
 import argparse
 import json
@@ -232,8 +232,7 @@ def growth(bench: Bench) -> list[dict]:
         report.tidy(axis, key, "seconds an update" if key == "K" else "")
     axes[0].legend(frameon=False)
     fig.suptitle("Cost of an update; dotted: what the count of forward propagations predicts", fontsize=10)
-    fig.tight_layout()
-    fig.savefig("growth.png", dpi=120)
+    report.finish(fig, "growth.png")
     return rows
 
 
