@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from data import Record
+from data.forecast import facts_said
 from data.rewards import bleu_counts, bleu_score, has_slots, rouge, slot_errors, slot_errors2, slot_errors_by_kind
 
 STYLE = {  # one look per setting in every figure of the project; lightness, dash and marker differ, for print in grey
@@ -213,6 +214,16 @@ def error_kinds(homes: list[str], names: list[str]) -> str:
     return "slot errors by kind, all seeds together:\n" + aligned(lines)
 
 
+def fact_table(homes: list[str], names: list[str]) -> str:
+    """The embedded task: how many of a hundred texts state each fact rightly, all seeds together; what a reward hides."""
+    lines = []
+    for name in names:
+        said = [facts_said(line["text"], line["source"]) for home in homes for line in read_lines(f"{home}/{name}/predictions.jsonl")]
+        lines = lines or [["facts said right (%)", *said[0]]]
+        lines.append([name, *(f"{100 * sum(s[fact] for s in said) / len(said):.0f}" for fact in said[0])])
+    return "what the greedy test texts state, all seeds together:\n" + aligned(lines)
+
+
 def omission_cost(homes: list[str], names: list[str], records: list[Record]) -> str:
     """ROUGE-L of each setting less the base's, 0..100: where the base made no slot error, and where it made one that the
     setting mended. Does ROUGE-L fall because texts say more, or for another reason?"""
@@ -274,6 +285,8 @@ def compare_report(out: str, seeds: tuple, rows: list[dict], records: list[Recor
         parts.append(bootstrap(homes, names, records, reward))
     if rows[0]["slot_error"] is not None:
         parts += [error_kinds(homes, names), omission_cost(homes, names, records)]
+    if facts_said("", records[0].source):
+        parts.append(fact_table(homes, names))
     parts.append("samples (greedy, test sources)\n" + samples(homes[0], names, 2))
     text = "\n\n".join(part for part in parts if part)
     with open(f"{out}/report.txt", "w", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ Two settings: `forecast` is the one to develop on; `forecast2` (vaguer, other ph
 and repeats every headline. Both are frozen: a test pins the hash of their output.
 """
 import random
+import re
 from dataclasses import dataclass
 
 from data import Record
@@ -79,6 +80,20 @@ def make_record(grammar: Grammar, rng: random.Random) -> Record:
         drafts.append(render(rng.choice(grammar.orders), phrases))
     source = "{place} | {part} | {sky} | {temperature} | {direction} {speed}".format(**fact)
     return Record(source, references=[render(order, precise) for order in grammar.orders], target=drafts)
+
+
+SOURCE = re.compile(r"(?P<place>\w+) \| (?P<part>\w+) \| (?P<sky>[\w ]+) \| (?P<temperature>\d+) \| (?P<direction>\w+) (?P<speed>\d+)")
+SAID = dict(place="{place}", part="{part}", sky="{sky}", temperature="{temperature} degrees", direction="from the {direction}",
+            speed="{speed} knots")  # in both settings
+
+
+def facts_said(text: str, source: str) -> dict[str, bool] | None:
+    """Which of the six facts of a record a text states rightly; None when the source is no such record."""
+    record = SOURCE.fullmatch(source)
+    if record is None:
+        return None
+    words = " ".join(re.findall(r"\w+", text.lower()))
+    return {name: f" {phrase.format(**record.groupdict()).lower()} " in f" {words} " for name, phrase in SAID.items()}
 
 
 def generate(setting: str = "forecast") -> dict[str, list[Record]]:

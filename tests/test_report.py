@@ -9,6 +9,7 @@ import data
 import experiments
 import report
 import train
+from data.forecast import facts_said
 from data.rewards import bleu, load_reward, rouge, slot_errors
 from test_train import TINY, folder, metrics  # noqa: F401 (folder is a fixture)
 
@@ -115,6 +116,21 @@ def test_what_mending_slots_does_to_rouge(tmp_path):
         report.write_predictions(str(tmp_path / name), records, texts)
     last = report.omission_cost([str(tmp_path)], ["base", "rl"], records).splitlines()[-1].split()
     assert last == ["rl", "1", f"{100 * (8 / 9 - 1):+.1f}", "1", f"{100 * (1 - 8 / 9):+.1f}"]
+
+
+def test_facts_that_a_forecast_states(tmp_path):
+    """Every reference of both settings states all six; by hand: a wrong direction ("northwest" is not "north"), no
+    temperature, and another place."""
+    for name in ("forecast", "forecast2"):
+        for r in data.load_dataset(name)["test"][:50]:
+            assert all(all(facts_said(text, r.source).values()) for text in r.references)
+    source = "Oslo | night | wet snow | 3 | north 20"
+    text = "This night in Cork we expect wet snow, with 13 degrees, and wind from the northwest at 20 knots."
+    assert facts_said(text, source) == dict(place=False, part=True, sky=True, temperature=False, direction=False, speed=True)
+    assert facts_said(text, "name[xname]") is None
+    os.makedirs(tmp_path / "base")
+    report.write_predictions(str(tmp_path / "base"), [data.Record(source, [text])] * 3, [text, text, "This night 3 degrees"])
+    assert report.fact_table([str(tmp_path)], ["base"]).splitlines()[-1].split() == ["base", "0", "100", "67", "33", "0", "67"]
 
 
 def test_compare_writes_its_report(folder, tmp_path, capsys):
