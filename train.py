@@ -9,6 +9,7 @@ best by validation, which is the one that is tested). A run that was stopped goe
 """
 import argparse
 import difflib
+import glob
 import io
 import json
 import math
@@ -175,7 +176,7 @@ PRESETS["gpu"] = {name: PRESETS["forecast"].get(name, {}) | flags for name, flag
     "mle": {}, "offline": dict(lr=3e-4), "online": {}, "full": {}, "masked": {}, "static": {}, "nocredit": dict(batch_size=512),
     "refresh": dict(batch_size=128), "reuse": dict(batch_size=64, lr=3e-4)}.items()}
 NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num", "out_data", "source", "reference",
-               "static_text", "preset", "settings"}  # flags that may differ when a run goes on
+               "static_text", "preset", "settings", "seeds"}  # flags that may differ when a run goes on
 
 
 def fail(message: str, speaks: bool = True):
@@ -1179,6 +1180,9 @@ def compare(given: dict) -> None:
     configs = {name: make_config(given, name) for name in names}  # checked before any work
     device, dataset, reward = pick_device(cfg.device), data.load_dataset(cfg.data), load_reward(cfg.reward)
     tok = check_data(cfg, dataset, device)
+    if os.path.isdir(f"{cfg.out}/base") and cfg.seeds or glob.glob(f"{glob.escape(cfg.out)}/seed*/base") and not cfg.seeds:
+        raise InputError(f"--out {cfg.out}: holds a comparison {'without' if cfg.seeds else 'with'} --seeds; expected the same, "
+                         f"or another --out")
     claim(cfg.out, replace(cfg, mode="compare"), data.data_hash(dataset))
     rows, seeds = read_rows(f"{cfg.out}/results.json"), cfg.seeds or (cfg.seed,)
     for seed in seeds:

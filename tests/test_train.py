@@ -355,6 +355,13 @@ def test_compare_with_seeds(folder, tmp_path, capsys):
     assert [row["seed"] for row in rows] == [0] * 8 + [1] * 8 and os.path.exists(tmp_path / "seed1/online/best.pt")
     assert [row["refresh"] for row in rows[:8]] == [None, None, None, None, 0, 0, 0, 2]
     assert not same(weights(tmp_path / "seed0/base/best.pt"), weights(tmp_path / "seed1/base/best.pt"))
+    stamp, flags = os.path.getmtime(tmp_path / "seed1/online/ckpt.pt"), [*flags, "--settings", "mle", "online"]
+    flags.insert(flags.index("1", flags.index("--seeds")) + 1, "2")
+    train.main(flags)  # a seed more
+    assert {row["seed"] for row in json.load(open(tmp_path / "results.json"))} == {0, 1, 2}
+    assert os.path.getmtime(tmp_path / "seed1/online/ckpt.pt") == stamp
+    at = flags.index("--seeds")
+    assert "holds a comparison with --seeds" in refused(capsys, *flags[:at], *flags[at + 4:])
 
 
 def test_a_stop_during_the_base_can_be_resumed(folder, tmp_path, monkeypatch):
