@@ -1,4 +1,5 @@
 """The README tells the truth: its tables are the files that its commands wrote, and what it names exists."""
+import json
 import os
 import re
 import shlex
@@ -8,8 +9,10 @@ import sys
 
 import pytest
 
+import train
+
 from test_e2e import csv_file  # noqa: F401 (fixtures)
-from test_train import base, folder  # noqa: F401
+from test_train import TINY, base, folder  # noqa: F401
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXT = open(f"{ROOT}/README.md", encoding="utf-8").read()
@@ -44,7 +47,6 @@ def test_files_and_functions_exist():
 
 
 def test_every_flag_in_a_command_is_known():
-    import train
     known = {"--" + f.name for f in train.fields(train.Config)} | {"--quick", "--download", "--plan", "--index-url", "--nproc_per_node", "--json"}
     flags = {word for line in re.findall(r"^(?:python|torchrun) .*(?:\\\n.*)*", TEXT, re.M) for word in re.findall(r"--\w[\w-]*", line)}
     assert flags <= known, flags - known
@@ -115,3 +117,19 @@ def test_every_command_runs(folder, csv_file, tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}{done.stdout[-500:]}"
         ran += 1
     assert ran == len(lines) - 1
+
+
+def test_own_data_and_own_reward_as_shown(tmp_path, monkeypatch):
+    """The record and the reward that the README shows are a data set and a reward: a run on them reports that reward."""
+    line, code = re.search(r'^(\{"source": .*\})$', TEXT, re.M).group(1), re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(line.replace("Oslo", place) + "\n" for place in ("Oslo", "Rome", "Cork")))
+    (tmp_path / "my_reward.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = [*TINY, "--data", str(tmp_path), "--batch_size", "3"]
+    train.main(["--mode", "train", *flags, "--reward", "my_reward:short", "--out", str(tmp_path / "run")])
+    sys.modules.pop("my_reward")
+    predicted = [json.loads(row)["text"] for row in open(tmp_path / "run/predictions.jsonl")]
+    expected = sum(1 / (1 + len(text.split())) for text in predicted) / 3
+    assert json.load(open(tmp_path / "run/results.json"))[0]["test_reward"] == pytest.approx(expected)
