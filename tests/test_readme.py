@@ -99,6 +99,11 @@ def shortened(line: str, folder: str) -> list[str]:
     return [f"{ROOT}/{word}" if re.fullmatch(r"\w+\.py", word) else word for word in words]
 
 
+def test_commands_are_whole():
+    """None is cut by the end of a line inside backticks."""
+    assert all(len(shlex.split(line)) > 1 and not line.endswith((" -m", " --out", "=")) for line in commands())
+
+
 @pytest.mark.slow
 def test_every_command_runs(folder, csv_file, tmp_path):
     """One after the other in a new folder, as a reader would type them: later ones use what earlier ones wrote."""
