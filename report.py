@@ -159,6 +159,11 @@ def write_predictions(folder: str, records: list[Record], texts: list[str]) -> N
             file.write(f"{source}\n  {text}\n")
 
 
+def predictions(homes: list[str], name: str) -> list[dict]:
+    """What a setting's tested weights wrote, source and text, over the seeds' folders."""
+    return [line for home in homes for line in read_lines(f"{home}/{name}/predictions.jsonl")]
+
+
 def resampled(texts: list[str], records: list[Record], reward, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Quality with every record counted as often as a row of weights (M,N) says -> M values for each metric."""
     sources, references = [r.source for r in records], [r.references for r in records]
@@ -181,7 +186,7 @@ def bootstrap(homes: list[str], names: list[str], records: list[Record], reward,
     for name in names:
         mine = []
         for home in homes:
-            lines = read_lines(f"{home}/{name}/predictions.jsonl")
+            lines = predictions([home], name)
             if [line["source"] for line in lines] != [r.source for r in records]:
                 raise ValueError(f"{home}/{name}/predictions.jsonl: texts of another test split")
             mine.append(resampled([line["text"] for line in lines], records, reward, weights))
@@ -208,8 +213,7 @@ def error_kinds(homes: list[str], names: list[str]) -> str:
     """What kinds of slot errors each setting makes, all seeds together, by the reward's matcher."""
     lines = [["slot errors", "missing", "wrong", "added"]]
     for name in names:
-        kinds = [slot_errors_by_kind(line["text"], line["source"]) for home in homes
-                 for line in read_lines(f"{home}/{name}/predictions.jsonl")]
+        kinds = [slot_errors_by_kind(line["text"], line["source"]) for line in predictions(homes, name)]
         lines.append([name, *(str(sum(k[kind] for k in kinds)) for kind in lines[0][1:])])
     return "slot errors by kind, all seeds together:\n" + aligned(lines)
 
@@ -218,7 +222,7 @@ def fact_table(homes: list[str], names: list[str]) -> str:
     """The embedded task: how many of a hundred texts state each fact rightly, all seeds together; what a reward hides."""
     lines = []
     for name in names:
-        said = [facts_said(line["text"], line["source"]) for home in homes for line in read_lines(f"{home}/{name}/predictions.jsonl")]
+        said = [facts_said(line["text"], line["source"]) for line in predictions(homes, name)]
         lines = lines or [["facts said right (%)", *said[0]]]
         lines.append([name, *(f"{100 * sum(s[fact] for s in said) / len(said):.0f}" for fact in said[0])])
     return "what the greedy test texts state, all seeds together:\n" + aligned(lines)
@@ -228,7 +232,7 @@ def omission_cost(homes: list[str], names: list[str], records: list[Record]) -> 
     """ROUGE-L of each setting less the base's, 0..100: where the base made no slot error, and where it made one that the
     setting mended. Does ROUGE-L fall because texts say more, or for another reason?"""
     def read(name: str):  # over all seeds: who is complete, (N,) bool, and ROUGE-L, (N,)
-        texts = [line["text"] for home in homes for line in read_lines(f"{home}/{name}/predictions.jsonl")]
+        texts = [line["text"] for line in predictions(homes, name)]
         return (slot_errors(texts, [r.source for r in records] * len(homes))[0] == 0,
                 100 * rouge(texts, [r.references for r in records] * len(homes))[:, 2])
 

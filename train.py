@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 try:
     import fcntl
@@ -171,10 +171,11 @@ PRESETS = {  # tuned defaults: "" for every setting, then what differs in one
         "refresh": dict(steps=100, **CREDIT, refresh=4, num_stored=4),
     },
 }
-PRESETS["gpu"] = {name: PRESETS["forecast"].get(name, {}) | flags for name, flags in {  # 29M parameters; for one GPU
+LARGE = {  # what --preset gpu changes of forecast's: 29M parameters, for one GPU
     "": dict(n_layer=9, n_head=8, n_embd=512, block_size=512, batch_size=512, lr=3e-4, base_lr=6e-4, base_batch=512),
-    "mle": {}, "offline": dict(lr=3e-4), "online": {}, "full": {}, "masked": {}, "static": {}, "nocredit": dict(batch_size=512),
-    "refresh": dict(batch_size=128), "reuse": dict(batch_size=64, lr=3e-4)}.items()}
+    "offline": dict(lr=3e-4), "nocredit": dict(batch_size=512), "refresh": dict(batch_size=128),
+    "reuse": dict(batch_size=64, lr=3e-4)}
+PRESETS["gpu"] = {name: flags | LARGE.get(name, {}) for name, flags in PRESETS["forecast"].items()}
 NOT_THE_RUN = {"out", "resume", "device", "compile", "save_every", "beam", "num", "out_data", "source", "reference",
                "static_text", "preset", "settings", "seeds"}  # flags that may differ when a run goes on
 
@@ -332,16 +333,16 @@ def autocast(device: torch.device):
 
 @dataclass
 class Policy:
-    """A model with what is needed to feed it: tokenizer, longest text T, device; and ROUGE from its ids, on a GPU."""
+    """A model with what is needed to feed it: tokenizer, longest text T, device."""
     model: GPT
     tok: Tokenizer
     T: int
     device: torch.device
-    rouge: RougeIds | None = None
 
-    def __post_init__(self):
-        if self.device.type == "cuda":  # on a CPU strings are faster
-            self.rouge = RougeIds(self.tok, self.device)
+    @cached_property
+    def rouge(self) -> RougeIds | None:
+        """ROUGE from its ids, where turning them into strings would be the bottleneck; on a CPU strings are faster."""
+        return RougeIds(self.tok, self.device) if self.device.type == "cuda" else None
 
     def texts(self, tokens: torch.Tensor) -> list[str]:
         return [self.tok.decode(ids) for ids in tokens.flatten(0, -2).tolist()]
@@ -465,6 +466,11 @@ def pick_static(cfg: Config, record: Record, ranked: list[str] | None, u: float)
     return [texts[(start + c) % len(texts)] for c in range(cfg.num_static)]
 
 
+def best_first(texts: list[str], scores) -> list[str]:
+    """Texts by falling score; equal ones keep their order."""
+    return [text for _, text in sorted(zip(-scores, texts), key=lambda pair: pair[0])]
+
+
 class Batches:
     """The batches of one run, each a function of (seed, number). RL meets every record once an epoch, MLE as often as it
     has targets, so that every source-target pair is as likely as another."""
@@ -480,7 +486,7 @@ class Batches:
         if self.reward and i not in self.ranked:
             r = self.records[i]
             scores = self.reward(r.static, [r.others(text) for text in r.static], [r.source] * len(r.static))
-            self.ranked[i] = [text for _, text in sorted(zip(-scores, r.static), key=lambda pair: pair[0])]
+            self.ranked[i] = best_first(r.static, scores)
         return self.ranked.get(i)
 
     def get(self, number: int) -> data.Batch:
@@ -1090,11 +1096,11 @@ def make_base(cfg: Config, folder: str, dataset, reward, device: torch.device, t
 def check_data(cfg: Config, dataset, device: torch.device) -> Tokenizer:
     """Before anything is written: do the tokenizer and the network take these data? -> the tokenizer."""
     policy = new_policy(base_config(cfg), dataset, device)
-    note_cuts(dataset, policy)
+    note_data(dataset, policy)
     return policy.tok
 
 
-def note_cuts(dataset, policy: Policy) -> None:
+def note_data(dataset, policy: Policy) -> None:
     """Say what a user would not see in the figures."""
     if cut := check_lengths(dataset, policy):
         print(f"note: {cut} targets are longer than {policy.T} tokens and are cut")
@@ -1118,8 +1124,7 @@ def sample_candidates(policy: Policy, records: list[Record], cfg: Config, num: i
         for r, ids in zip(some, tokens):
             texts = [text for text in policy.texts(ids[None]) if text.strip()] or r.static
             scores = reward(texts, [r.references] * len(texts), [r.source] * len(texts))
-            ranked = [text for _, text in sorted(zip(-scores, texts), key=lambda pair: pair[0])]
-            out.append(replace(r, static=ranked))
+            out.append(replace(r, static=best_first(texts, scores)))
         progress.show(len(out), len(records), f"FP {fp:>8,}", len(out) == len(records))
     return out, fp
 
@@ -1242,7 +1247,7 @@ def given_base(cfg: Config, given: dict, dataset, device: torch.device) -> Polic
         if name in given and given[name] != there.get(name):
             raise InputError(f"{cfg.init}: a model of another shape or vocabulary; it has {name} "
                              f"{there.get(name, 'of its own')}, not {given[name]}")
-    note_cuts(dataset, base)
+    note_data(dataset, base)
     return base
 
 

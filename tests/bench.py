@@ -45,11 +45,11 @@ def paired(a, b, pairs: int = PAIRS) -> np.ndarray:
 
 
 def ratio(what: str, target: str, times: np.ndarray) -> dict:
-    """A row of the report: the ratio of the first column to the second."""
+    """A row of the report: the ratio of the first column to the second, and the medians of both sides."""
     r = times[:, 0] / times[:, 1]
     low, median, high = np.percentile(r, (25, 50, 75))
     return dict(what=what, target=target, ratio=float(median), low=float(low), high=float(high),
-                seconds=[float(t) for t in np.median(times, 0)])
+                sides=[float(t) for t in np.median(times, 0)])
 
 
 class Bench:
@@ -261,8 +261,7 @@ def scale(bench: Bench) -> list[dict]:
     parameters = sum(p.numel() for p in policy.model.parameters()) - policy.model.wpe.weight.numel()
     flops = np.array([20 * 2 * size ** 3, 6 * parameters * rows.size(0) * (batch.src.size(1) + rows.size(1) - 1)])
     return [ratio(f"update of {parameters / 1e6:.0f}M parameters, {len(rows)} rows, K = {cfg.K} : forward and backward", "<= 2", whole),
-            ratio("forward and backward, FLOP/s : a matrix product's", ">= 0.2", rate / flops) | {
-                "seconds": [], "flops_a_second": [float(x) for x in np.median(flops / rate, 0)[::-1]]}]
+            ratio("seconds a FLOP, a matrix product : forward and backward", ">= 0.2", rate / flops)]
 
 
 def records(bench: Bench, n: int = 1_000_000) -> list[dict]:
@@ -307,7 +306,7 @@ def main(argv: list[str]) -> None:
             rows.append(row | {"bench": name})
             value = (f"skipped: {row['skipped']}" if "skipped" in row else f"slope {row['slope']:.2f}" if "slope" in row
                      else f"{row['seconds'][0]:.0f} s, {row['mib']:.0f} MiB" if "mib" in row
-                     else f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]   (" + " : ".join(f"{x:.4g}" for x in row.get("flops_a_second", row["seconds"])) + ")")
+                     else f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]   ({row['sides'][0]:.4g} : {row['sides'][1]:.4g})")
             print(f"{row['what']:<70} {value}" + (f"   target {row['target']}" if row["target"] else ""), flush=True)
     if args.json:
         train.write_json(rows, args.json)

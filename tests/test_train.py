@@ -65,8 +65,8 @@ SETTINGS = {
     "masked": ("--setting", "semi"),
     "static": ("--setting", "semi", "--observation", "static"),
     "refresh": ("--setting", "semi", "--refresh", "2", "--num_static", "2", "--static_credit", "0.5"),
-    "mixed": ("--setting", "semi", "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--static_credit", "0.5",
-              "--top_k", "5"),
+    "mixed": ("--setting", "semi", "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--static_credit", "0.5"),
+    "top_k": ("--setting", "semi", "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--static_credit", "0.5", "--top_k", "5"),
     "greedy": ("--setting", "semi", "--baseline", "greedy", "--mask", "word", "--length_norm", "masked"),
     "count": ("--setting", "semi", "--baseline", "loo", "--mask", "count", "--static", "worst", "--top_k", "5"),
     "random": ("--setting", "semi", "--static", "random", "--adv_scale", "false", "--mle_weight", "0"),
@@ -96,7 +96,7 @@ def test_every_setting_trains_and_counts(folder, base, tmp_path, name):
         assert row["fp_grad"] == 3 * sources * updates < row["fp"]
     if name == "refresh":
         assert row["fp"] > 2 * sources * updates  # the masked passes, and the tokens of 3 · 8 sampled texts
-    if name == "mixed":
+    if name in ("mixed", "top_k"):
         assert row["fp"] > 3 * sources * updates
     if name != "mle" and name != "random":
         assert row["fp_mle"] == sources * updates
@@ -112,7 +112,7 @@ def test_rewards_from_ids_equal_rewards_from_texts(folder, base, tmp_path, monke
             out, flags = tmp_path / f"{spec[5:11]}{name}", (*SETTINGS[name], "--steps", "2", "--reward", spec)
             run(folder, base, f"{out}1", *flags)
             with monkeypatch.context() as m:
-                m.setattr(train.Policy, "__post_init__", lambda self: setattr(self, "rouge", RougeIds(self.tok, "cpu")))
+                m.setattr(train.Policy, "rouge", property(lambda self: RougeIds(self.tok, "cpu")))
                 m.setattr(train.Policy, "texts", counted(train.Policy.texts, calls := []))
                 run(folder, base, f"{out}2", *flags)
             assert same(weights(f"{out}1/ckpt.pt"), weights(f"{out}2/ckpt.pt"))
@@ -185,10 +185,10 @@ def test_decoding_counts_the_rows_really_sampled(folder, base, name):
         expected.tokens)].sum()
 
 
-@pytest.mark.parametrize("name", ["online", "full", "masked", "mixed", "offline", "greedy", "kl"])
+@pytest.mark.parametrize("name", ["online", "full", "masked", "refresh", "mixed", "offline", "greedy", "kl"])
 def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
     """A batch of 5 in one part, in 3 + 2, or one by one: the same rewards drawn, the same losses logged, the same gradient
-    to 1e-6 of the largest."""
+    to 1e-6."""
     gradients, rewards, losses = [], [], []
     for parts in (1, 2, 5):
         given = train.parse_args([*TINY, *SETTINGS[name], "--data", folder, "--batch_size", "5",
@@ -205,11 +205,10 @@ def test_micro_batches_draw_the_same_and_leave_the_gradient(folder, base, name):
         row = train.metrics_of(runner, terms)
         losses.append(torch.tensor([row["rl_loss"], row["mle_loss"]]))
         gradients.append({n: before[n] - p.detach() for n, p in policy.model.named_parameters()})
-    largest = max(g.abs().max() for g in gradients[0].values())
     for other, loss, gradient in zip(rewards[1:], losses[1:], gradients[1:]):
         assert torch.equal(other, rewards[0]) and torch.allclose(loss, losses[0], atol=1e-4)
-        assert all((gradient[n] - gradients[0][n]).abs().max() < 1e-6 * max(1, largest) for n in gradient)
-    assert largest > 1e-3
+        assert all((gradient[n] - gradients[0][n]).abs().max() < 1e-6 for n in gradient)
+    assert max(g.abs().max() for g in gradients[0].values()) > 1e-3
 
 
 def test_kl_holds_the_policy_to_the_base(folder, base, tmp_path):
@@ -224,7 +223,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("name, at", [("refresh", 6), ("mixed", 10), ("online", 5), ("masked", 9)])
+@pytest.mark.parametrize("name, at", [("refresh", 6), ("refresh", 10), ("mixed", 10), ("online", 5), ("masked", 9)])
 def test_resume_equals_uninterrupted(folder, base, tmp_path, name, at):
     """Stopped anywhere and resumed: weights, metrics and samples are those of the run that was not stopped, bit for bit
     (seconds aside). The stop comes between two saves, so the logs hold lines that the resumed run writes again."""
@@ -461,7 +460,6 @@ def test_bad_flags(capsys, base, tmp_path, flags, expected):
     assert expected in refused(capsys, *flags)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_num_stored_beside_other_flags():
     """What the preset keeps gives way to fewer texts, and to no refresh; what was typed is checked."""
     for given, expected in ((dict(), 4), (dict(num_static=4), 3), (dict(num_static=1), 0), (dict(refresh=0), 0)):
@@ -479,6 +477,7 @@ def test_the_preset_for_a_gpu_has_its_size():
         assert 25e6 < sum(p.numel() for p in model.parameters()) < 35e6 and cfg.block_size == 512 and cfg.batch_size >= 64
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_no_cuda(capsys, tmp_path):
     assert "--device cuda" in refused(capsys, "--device", "cuda", "--out", str(tmp_path))
 
@@ -551,7 +550,7 @@ def test_an_error_inside_a_reward_keeps_its_traceback(folder, base, tmp_path, mo
 
 def test_lone_references_are_noted(capsys, base):
     dataset = {"train": [data.Record("a", ["b c"])] * 3 + [data.Record("a", ["b", "c"])]}
-    train.note_cuts(dataset, train.load_policy(base, torch.device("cpu")))
+    train.note_data(dataset, train.load_policy(base, torch.device("cpu")))
     assert "note: 3 records have one reference" in capsys.readouterr().out
 
 
