@@ -26,16 +26,17 @@ class GPTConfig:
 
 
 class Cache:
-    """Keys and values of the columns pushed so far; room for `block_size` columns is taken at the first push."""
+    """Keys and values of the columns pushed so far. Room for `columns` of them is taken at the first push, and no more than
+    will be used: far-apart rows are slow to read."""
 
-    def __init__(self, config: GPTConfig):
-        self.config, self.kv, self.length = config, None, 0
+    def __init__(self, config: GPTConfig, columns: int):
+        self.config, self.columns, self.kv, self.length = config, columns, None, 0
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write k, v (rows, heads, new, d) behind what is there; return all columns up to and with them."""
         if self.kv is None:
             rows, heads, _, d = k.shape
-            self.kv = k.new_empty(self.config.n_layer, 2, rows, heads, self.config.block_size, d)
+            self.kv = k.new_empty(self.config.n_layer, 2, rows, heads, self.columns, d)
         end = self.length + k.size(2)
         self.kv[layer, 0, :, :, self.length:end] = k
         self.kv[layer, 1, :, :, self.length:end] = v
@@ -145,7 +146,8 @@ def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True
     actions = logits[..., :PAD]  # the ordinary tokens stand before the special ones
     if end:
         actions = torch.cat([actions, logits[..., EOS, None]], -1)
-    actions = actions / temperature
+    if temperature != 1:
+        actions = actions / temperature
     if 0 < top_k < actions.size(-1):
         kth = actions.topk(top_k, -1).values[..., -1:]
         actions = actions.masked_fill(actions < kth, -torch.inf)
@@ -158,13 +160,12 @@ def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True
 def draw(logp, u):
     """Tokens by inverse CDF: logp (..., V) and uniforms u (..., K) in [0, 1) -> ids (..., K).
 
-    The same uniforms give the same tokens on any batch size. A token of probability 0 is never drawn: its CDF is
-    taken from its left neighbour, where rounding in a parallel sum could otherwise give it a sliver."""
-    p = logp.exp()
-    cdf = p.cumsum(-1)
-    cdf = torch.where(p > 0, cdf, 0).cummax(-1).values
+    The same uniforms give the same tokens on any batch size. A token of probability 0 is never drawn: where a parallel
+    sum rounds, and so leaves it a sliver of the CDF, the likeliest token takes its place."""
+    cdf = logp.exp().cumsum(-1)
     total = cdf[..., -1:]
-    return torch.searchsorted(cdf, torch.minimum(u * total, total * (1 - 2 ** -23)), right=True)
+    ids = torch.searchsorted(cdf, torch.minimum(u * total, total * (1 - 2 ** -23)), right=True)
+    return torch.where(logp.gather(-1, ids) > -torch.inf, ids, logp.argmax(-1, keepdim=True))
 
 
 def finish(tokens, vocab_size: int):
@@ -192,7 +193,7 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, te
     out = static.masked_fill(static == V + PAD, V + EOS)[row]  # (R,T)
     last = (mask * torch.arange(1, T + 1, device=src.device)).amax(1) - 1  # (B,) the last column to decode; -1: none
     done = last[row] < 0  # (R,)
-    cache = Cache(model.config) if use_cache else None
+    cache = Cache(model.config, S + T - 1) if use_cache else None  # the last token is drawn, never pushed
     live = torch.arange(B * K, device=src.device)  # the rows still in the batch
     for t in range(T):
         if cache is None:
@@ -201,8 +202,9 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, te
             logits = model(prefix, pad[row], start=S + t - 1)[:, 0]
         elif t == 0:  # the prompt's pass is shared by the K samples of a source
             logits = model(src.masked_fill(last[:, None] < 0, V + PAD), pad, cache, start=S - 1)[:, 0]
-            logits = logits.repeat_interleave(K, 0)
-            cache.select(row)
+            if K > 1:
+                logits = logits.repeat_interleave(K, 0)
+                cache.select(row)
         else:
             pushed = out[live, t - 1].masked_fill(done[live], V + PAD)
             logits = model(pushed[:, None], pad[row[live]], cache)[:, 0]
@@ -225,7 +227,7 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, te
 def beam_search(model: GPT, src, pad, T: int, width: int = 4):
     """The best of `width` beams by mean log-probability per token -> ids (B,T), PAD after EOS. width 1 is greedy."""
     B, V = src.size(0), model.config.vocab_size
-    cache = Cache(model.config)
+    cache = Cache(model.config, src.size(1) + T - 1)
     logits = model(src, pad, cache, start=src.size(1) - 1)[:, 0].repeat_interleave(width, 0)
     first = torch.arange(B, device=src.device).repeat_interleave(width)
     cache.select(first)

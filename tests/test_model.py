@@ -26,7 +26,7 @@ def test_cached_and_uncached_logits_agree(tiny, pads):
     src, pad = torch.cat([torch.full((2, 10 - src.size(1)), V + PAD), src], 1), torch.tensor(pads)
     whole = tiny(src, pad)
     for cuts in ([1] * 10, [4, 1, 5], [10]):
-        cache, parts, at = Cache(tiny.config), [], 0
+        cache, parts, at = Cache(tiny.config, 10), [], 0
         for n in cuts:
             parts.append(tiny(src[:, at:at + n], pad, cache))
             at += n
@@ -144,3 +144,12 @@ def test_tied_embeddings_and_parameter_count():
     model = GPT(GPTConfig(vocab_size=100, block_size=16, n_layer=2, n_head=2, n_embd=8))
     block = 4 * 8 + 3 * 8 * 8 + 3 * 8 + 8 * 8 + 8 + 2 * 8 * 32 + 32 + 8  # two norms, qkv, proj, mlp
     assert sum(p.numel() for p in model.parameters()) == 100 * 8 + 16 * 8 + 2 * block + 2 * 8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose parallel sums round")
+def test_draw_on_a_gpu_never_gives_a_token_of_probability_0():
+    g = torch.Generator().manual_seed(0)
+    logp = torch.randn(64, 50_000, generator=g)
+    logp = logp.masked_fill(torch.rand(logp.shape, generator=g) < 0.5, -torch.inf).log_softmax(-1).cuda()
+    ids = draw(logp, torch.rand(64, 10_000, generator=g).cuda())
+    assert (logp.gather(-1, ids) > -torch.inf).all()
