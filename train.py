@@ -35,8 +35,8 @@ import parallel
 import report
 import sorl
 from data import InputError, Record, SPLITS
+from data.reward_ids import RewardIds
 from data.rewards import bleu, has_slots, load_reward, rouge, slot_errors, slot_errors2
-from data.rouge_ids import RougeIds
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig, beam_search, generate
 
@@ -340,9 +340,9 @@ class Policy:
     device: torch.device
 
     @cached_property
-    def rouge(self) -> RougeIds | None:
-        """ROUGE from its ids, where turning them into strings would be the bottleneck; on a CPU strings are faster."""
-        return RougeIds(self.tok, self.device) if self.device.type == "cuda" else None
+    def ids(self) -> RewardIds | None:
+        """Rewards from its ids, where turning them into strings would be the bottleneck; on a CPU strings are faster."""
+        return RewardIds(self.tok, self.device) if self.device.type == "cuda" else None
 
     def texts(self, tokens: torch.Tensor) -> list[str]:
         return [self.tok.decode(ids) for ids in tokens.flatten(0, -2).tolist()]
@@ -554,16 +554,15 @@ def decodes(cfg: Config) -> bool:
 def score(reward, policy: Policy, tokens: torch.Tensor, batch: data.Batch) -> torch.Tensor:
     """Rewards of tokens (R,K,T) -> (R,K): K texts from each static text, R = B·C, or the C static texts, R = B and K = C."""
     references = [texts for some in batch.references for texts in some]  # B·C lists
-    parts, known, texts = set(getattr(reward, "parts", ())), {}, []
-    if policy.rouge and "rouge" in parts:
-        each = policy.rouge(tokens.view(len(references), -1, tokens.size(2)), references).mean(2)
-        known["rouge"] = each.flatten().cpu().numpy()
-    if not parts or parts - set(known):  # strings only for those who read them
-        texts = policy.texts(tokens)
-    times, C = tokens.size(0) * tokens.size(1) // len(references), batch.static.size(1)
-    references = [some for some in references for _ in range(times)]
-    sources = [source for source in batch.sources for _ in range(C * times)]
-    scores = reward(texts, references, sources, **known)
+    sources = [source for source in batch.sources for _ in range(batch.static.size(1))]
+    parts = getattr(reward, "parts", ())
+    known = policy.ids(parts, tokens.view(len(references), -1, tokens.size(2)), references, sources) if policy.ids else {}
+    if parts and known.keys() >= set(parts):  # nothing has to leave the device
+        return torch.stack([known[name] for name in parts]).mean(0).float().view(tokens.shape[:2])
+    times = tokens.size(0) * tokens.size(1) // len(references)
+    scores = reward(policy.texts(tokens), [some for some in references for _ in range(times)],
+                    [source for source in sources for _ in range(times)],
+                    **{name: values.flatten().cpu().numpy() for name, values in known.items()})
     return torch.as_tensor(scores, dtype=torch.float32, device=tokens.device).view(tokens.shape[:2])
 
 

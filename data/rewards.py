@@ -210,12 +210,13 @@ def sentence_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndar
 
 # ---- Slots of E2E meaning representations (Novikova et al. 2017) -----------------------------------------------------
 
-_SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
-_MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(_SLOTS))
+SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
+_MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
 _NOTHING: Counter = Counter()
-_MOST_MENTIONS = 2                      # people do say a fact twice; a third time is an error (the name apart)
+MOST_MENTIONS = 2                      # people do say a fact twice; a third time is an error (the name apart)
+BARRED = "£"                            # no mention begins behind it, or behind a letter
 # What a value may be called: a number may be put in words, but words must not be turned into a number.
-_IN_WORDS = {"less than £20": "cheap", "£20-25": "moderate", "more than £30": "high",
+IN_WORDS = {"less than £20": "cheap", "£20-25": "moderate", "more than £30": "high",
              "1 out of 5": "low", "3 out of 5": "average", "5 out of 5": "high"}
 
 _BE = r"(?: (?:is|are|was|of|by|as|it|at|in|an?|the|very|been|rather|its|only|just|considered|range|to|be|customers?))"
@@ -242,7 +243,7 @@ _AVERAGE, _3 = _rated("average|averagely|moderate|moderately|decent|mediocre|mid
 _HIGH, _5 = _rated("high|highly|higher|good|great|excellent|perfect|well|top", "5|five")
 
 # (slot, value, pattern) against lower-cased text without hyphens. Where two match at one place, the upper one wins.
-_LEXICON = (
+LEXICON = (
     ("name", "xname", r"xname\b"),
     ("near", "xnear", r"xnear\b"),
     ("familyFriendly", "no", rf"{_NO}{_NO_MORE}{{0,5}} {_KIN}"),
@@ -279,9 +280,9 @@ _LEXICON = (
 )
 # Idle words open no pattern; skipping them early doubles the speed.
 _IDLE = r"(?:the|is|and|in|it|that|serves?|with|has|located|food|offers|providing|provides|called|its|there|which)\b"
-_MENTION = re.compile(rf"(?<![\w£])(?!{_IDLE})(?:%s)" % "|".join(
-    f"(?:{pattern})(?P<_{i}>)" for i, (_, _, pattern) in enumerate(_LEXICON)))
-_KNOWN = {row[:2] for row in _LEXICON}
+_MENTION = re.compile(rf"(?<![\w{BARRED}])(?!{_IDLE})(?:%s)" % "|".join(
+    f"(?:{pattern})(?P<_{i}>)" for i, (_, _, pattern) in enumerate(LEXICON)))
+KNOWN = {row[:2] for row in LEXICON}
 
 
 @lru_cache(maxsize=1 << 12)
@@ -289,7 +290,7 @@ def _parse_mr(source: str) -> dict[str, str] | None:
     slots, end = {}, 0
     while match := _MR.match(source, end):
         slots[match[1]], end = match[2].strip(), match.end()
-    ordered = {slot: slots[slot] for slot in _SLOTS if slot in slots}
+    ordered = {slot: slots[slot] for slot in SLOTS if slot in slots}
     return ordered if ordered and end == len(source) else None
 
 
@@ -311,7 +312,7 @@ def _mentions(text: str) -> dict[str, Counter]:
     """slot -> how often each of its values is mentioned."""
     found: dict[str, Counter] = defaultdict(Counter)
     for match in _MENTION.finditer(" ".join(text.lower().replace("-", " ").replace("’", "'").split())):
-        slot, value, _ = _LEXICON[int(match.lastgroup[1:])]
+        slot, value, _ = LEXICON[int(match.lastgroup[1:])]
         found[slot][value] += 1
     return dict(found)
 
@@ -321,10 +322,10 @@ def _slot_wrong(slot: str, value: str | None, text: str, found: Counter) -> bool
     said = found.keys() - {"restaurant"} if slot == "eatType" and value != "restaurant" else found.keys()
     if value is None:                                                   # "restaurant": any place may be called that
         return bool(said)
-    if (slot, value) not in _KNOWN:                                     # names put back, a cuisine that E2E lacks
+    if (slot, value) not in KNOWN:                                     # names put back, a cuisine that E2E lacks
         return value.lower() not in text.lower()
-    often = max(found[value], found[_IN_WORDS.get(value, value)])
-    return not often or not said <= {value, _IN_WORDS.get(value)} or (often > _MOST_MENTIONS and slot != "name")
+    often = max(found[value], found[IN_WORDS.get(value, value)])
+    return not often or not said <= {value, IN_WORDS.get(value)} or (often > MOST_MENTIONS and slot != "name")
 
 
 def slot_errors_by_kind(text: str, source: str) -> dict[str, int]:
@@ -413,11 +414,11 @@ def slot_errors2(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray,
     errors = []
     for text, source in zip(hypotheses, sources):
         slots, found, wrong = parse_slots(source), _cues(text), 0
-        for slot in _SLOTS:
+        for slot in SLOTS:
             value, said = slots.get(slot), found.get(slot, set()) - ({"restaurant"} - {slots.get(slot)})
             if value in _GRADE_OF:
                 wrong += _GRADE_OF[value] not in said
-            elif value is None or (slot, value) in _KNOWN:
+            elif value is None or (slot, value) in KNOWN:
                 wrong += said != ({value} if value else set())
             else:
                 wrong += not set(_TOKEN.findall(value.lower())) <= set(_TOKEN.findall(text.lower()))

@@ -14,8 +14,8 @@ import data
 import sorl
 import train
 from data import forecast
+from data.reward_ids import RewardIds
 from data.rewards import load_reward, rouge
-from data.rouge_ids import RougeIds
 from data.tokenizer import Tokenizer
 
 TINY = ["--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--base_steps", "4", "--base_batch", "8", "--batch_size", "4",
@@ -103,21 +103,28 @@ def test_every_setting_trains_and_counts(folder, base, tmp_path, name):
 
 
 def test_rewards_from_ids_equal_rewards_from_texts(folder, base, tmp_path, monkeypatch):
-    """The path that a GPU takes, ROUGE from token ids, gives the same run on the CPU, with and without another part."""
+    """The path that a GPU takes, rewards from token ids, gives the same run on the CPU, with and without another part."""
     (tmp_path / "brief.py").write_text("def short(hypotheses, references, sources):\n"
                                        "    return [1 / (1 + len(text)) for text in hypotheses]\n")
     monkeypatch.chdir(tmp_path)
-    for spec in ("rouge", "rouge+brief:short"):
-        for name in ("refresh", "full"):
-            out, flags = tmp_path / f"{spec[5:11]}{name}", (*SETTINGS[name], "--steps", "2", "--reward", spec)
-            run(folder, base, f"{out}1", *flags)
-            with monkeypatch.context() as m:
-                m.setattr(train.Policy, "rouge", property(lambda self: RougeIds(self.tok, "cpu")))
-                m.setattr(train.Policy, "texts", counted(train.Policy.texts, calls := []))
-                run(folder, base, f"{out}2", *flags)
-            assert same(weights(f"{out}1/ckpt.pt"), weights(f"{out}2/ckpt.pt"))
-            sampled = [shape for shape in calls if len(shape) == 3 and shape[1] > 1]
-            assert (len(sampled) > 0) == (spec != "rouge")  # strings are made only for who reads them
+    pubs = [data.Record(f"name[xname], eatType[pub], food[{food}]", [f"xname, a {food} pub", f"xname pub. {food} food"])
+            for food in ("Indian", "French", "English", "Italian")]
+    for split in data.SPLITS:
+        os.makedirs("pubs", exist_ok=True)
+        data.save_records(pubs, f"pubs/{split}.jsonl")
+    ids = RewardIds(train.load_policy(base, torch.device("cpu")).tok, "cpu")
+    for where, spec, name in ((folder, "rouge", "refresh"), (folder, "rouge", "full"), (folder, "rouge+brief:short", "mixed"),
+                              (folder, "rouge+brief:short", "full"), ("pubs", "rouge+slot", "masked"), ("pubs", "slot", "mixed")):
+        out, flags = tmp_path / f"{spec.replace(':', '')}{name}", (*SETTINGS[name], "--steps", "2", "--reward", spec)
+        run(where, base, f"{out}1", *flags)
+        with monkeypatch.context() as m:
+            m.setattr(train.Policy, "ids", property(lambda self: ids))
+            m.setattr(train.Policy, "texts", counted(train.Policy.texts, calls := []))
+            run(where, base, f"{out}2", *flags)
+        assert same(weights(f"{out}1/ckpt.pt"), weights(f"{out}2/ckpt.pt"))
+        assert 0 < metrics(f"{out}1")[1]["reward"] < 1
+        sampled = [shape for shape in calls if len(shape) == 3 and shape[1] > 1]
+        assert (len(sampled) > 0) == ("brief" in spec)  # strings are made only for who reads them
 
 
 def counted(method, calls):
@@ -143,8 +150,8 @@ def test_a_static_text_is_no_reference_for_itself(tmp_path):
         assert both["s"] == expected and both["t"] == [["u v"]] * cfg.num_static
     batch = train.Batches(train.Config(batch_size=2, setting="offline", num_static=3), records, policy, reward).get(0)
     abc, one = float(rouge(["a b c"], [["a b d"]]).mean()), batch.static.repeat_interleave(2, 1).view(6, 2, -1)
-    for ids in (None, RougeIds(tok, "cpu")):
-        policy.rouge = ids
+    for ids in (None, RewardIds(tok, "cpu")):
+        policy.ids = ids
         scores = dict(zip(batch.sources, train.score(reward, policy, batch.static, batch).tolist()))  # (B,C,T)
         assert scores["s"] == pytest.approx([abc, abc, 0]) and scores["t"] == [0, 0, 0]  # and not 1 for itself
         each = train.score(reward, policy, one, batch).view(2, 6)  # (B·C,K,T)
