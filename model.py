@@ -177,12 +177,13 @@ def finish(tokens, vocab_size: int):
 
 @torch.no_grad()
 def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, temperature: float = 1.0,
-             top_k: int = 0, end: bool = True, use_cache: bool = True):
+             top_k: int = 0, end: bool = True, use_cache: bool = True, fixed: bool = False):
     """Decode K texts of at most T tokens for every source -> ids (B,K,T), PAD after EOS.
 
     src (B,S) left-padded, pad (B,); uniforms u (B,K,T), or None for one greedy text. Where `mask` (B,T) is given, only
     its columns are decoded and the others are taken from `static` (B,T), in which a text that has ended goes on reading
-    EOS. `use_cache=False` pushes the whole prefix again for each decoded column: slow, and the cache's oracle."""
+    EOS. `use_cache=False` pushes the whole prefix again for each decoded column: slow, and the cache's oracle. `fixed` keeps
+    finished rows in the batch to the end: then nothing here waits for the device, and the loop can be captured as a graph."""
     B, S = src.shape
     V, K = model.config.vocab_size, 1 if u is None else u.size(1)
     row = torch.arange(B, device=src.device).repeat_interleave(K)  # (R,) the source of each of the R = B·K rows
@@ -195,25 +196,25 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, te
     done = last[row] < 0  # (R,)
     cache = Cache(model.config, S + T - 1) if use_cache else None  # the last token is drawn, never pushed
     live = torch.arange(B * K, device=src.device)  # the rows still in the batch
-    for t in range(T):
+    for t in range(T):  # forward itself, never a compiled model: each column would be a shape of its own
         if cache is None:
             acts = mask[row, t] & ~done
             prefix = torch.cat([src[row], out[:, :t]], 1).masked_fill(~acts[:, None], V + PAD)
-            logits = model(prefix, pad[row], start=S + t - 1)[:, 0]
+            logits = model.forward(prefix, pad[row], start=S + t - 1)[:, 0]
         elif t == 0:  # the prompt's pass is shared by the K samples of a source
-            logits = model(src.masked_fill(last[:, None] < 0, V + PAD), pad, cache, start=S - 1)[:, 0]
+            logits = model.forward(src.masked_fill(last[:, None] < 0, V + PAD), pad, cache, start=S - 1)[:, 0]
             if K > 1:
                 logits = logits.repeat_interleave(K, 0)
                 cache.select(row)
         else:
             pushed = out[live, t - 1].masked_fill(done[live], V + PAD)
-            logits = model(pushed[:, None], pad[row[live]], cache)[:, 0]
+            logits = model.forward(pushed[:, None], pad[row[live]], cache)[:, 0]
         logp = log_probs(logits, temperature, top_k, end)
         token = logp.argmax(-1) if u is None else draw(logp, u[row[live], live % K, t, None])[:, 0]
         acts = mask[row[live], t] & ~done[live]
         out[live, t] = torch.where(acts, token, out[live, t])
         done[live] |= (out[live, t] == V + EOS) | (last[row[live]] <= t)
-        if t % 4 == 3:  # now and then, since it waits for the device and copies the cache: finished rows leave
+        if t % 4 == 3 and not fixed:  # now and then, since it waits for the device and copies the cache: finished rows leave
             keep = torch.nonzero(~done[live]).squeeze(1)
             if len(keep) == 0:
                 break

@@ -116,12 +116,13 @@ def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 
 
 
 def decode(model: GPT, src, pad, static, mask, u, temperature: float = 1.0, top_k: int = 0, end: bool = True,
-           use_cache: bool = True) -> Rollout:
+           use_cache: bool = True, generate=generate) -> Rollout:
     """Online and `full`: the model sees its own tokens, so a sample costs one FP for every token that it acts on.
 
     src (B,S), pad (B,), static (B,T), mask (B,T) shared by the K samples, u (B,K,T). Online is mask = 1 everywhere,
     the columns behind the static text included: the model decides itself when to stop. `end=False` takes EOS out of the
-    action space (fixed lengths). No gradient: pass the result through `rollout_given`."""
+    action space (fixed lengths). No gradient: pass the result through `rollout_given`. `generate` is model.py's, or another
+    that does the same."""
     tokens = generate(model, src, pad, u.size(2), u, static=static, mask=mask, temperature=temperature, top_k=top_k,
                       end=end, use_cache=use_cache)
     acted = mask[:, None] & (tokens != model.config.vocab_size + PAD)

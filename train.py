@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 
@@ -38,7 +39,7 @@ from data import InputError, Record, SPLITS
 from data.reward_ids import RewardIds
 from data.rewards import bleu, has_slots, load_reward, rouge, slot_errors, slot_errors2
 from data.tokenizer import Tokenizer
-from model import GPT, GPTConfig, beam_search, generate
+from model import GPT, PAD, GPTConfig, beam_search, generate
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration: one screen of defaults. argparse is built from it.
@@ -130,7 +131,7 @@ class Config:
     static_text: str = flag("", "sample: the static text to start from")
     # the machine
     device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
-    compile: bool = flag(False, "torch.compile the model")
+    compile: bool = flag(False, "torch.compile the model; on a GPU, decode by a captured graph")
 
 
 MANY = dict(num_static=8, static="random", batch_size=16)  # E2E: several references a source, ranked against each other
@@ -323,9 +324,50 @@ def machine_of(device: torch.device) -> str:
     return f"PyTorch {torch.__version__.split('+')[0]}, {name}"
 
 
-def autocast(device: torch.device):
+def autocast(device: torch.device, keep_casts: bool = True):
     """bfloat16 where the device is made for it; float32 on CPU, the tested path."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda", cache_enabled=keep_casts)
+
+
+def capture(work):
+    """Work of no arguments on a GPU, whose tensors stay in their places, as one CUDA graph -> (what it returns, a function
+    that does it again into the same place)."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        work()  # what libraries do at their first call cannot be captured
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = work()
+    return out, graph.replay
+
+
+class Captured:
+    """`generate` as one graph for each shape of its inputs (--compile on a GPU): the kernels of all T columns start with one
+    call instead of one by one. Finished rows stay to the end, so it pays where starting kernels takes longer than running them."""
+
+    def __init__(self):
+        self.graphs = {}
+
+    def __call__(self, model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, **how) -> torch.Tensor:
+        extra = -src.size(1) % 16  # sources a little wider: few shapes
+        src, pad = F.pad(src, (extra, 0), value=model.config.vocab_size + PAD), pad + extra
+        given = {name: value for name, value in dict(src=src, pad=pad, u=u, static=static, mask=mask).items() if value is not None}
+        key = T, *((name, value.shape) for name, value in given.items()), *how.items()
+        if key not in self.graphs:
+            inputs, pushed = {name: value.clone() for name, value in given.items()}, model.pushed.clone()
+
+            def work():
+                with autocast(src.device, keep_casts=False):  # or the graph would hold weights of today
+                    return generate(model, T=T, **inputs, **how, fixed=True)
+            self.graphs[key] = inputs, *capture(work)
+            model.pushed.copy_(pushed)
+        inputs, out, again = self.graphs[key]
+        for name, value in given.items():
+            inputs[name].copy_(value)
+        again()
+        return out.clone()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -338,6 +380,7 @@ class Policy:
     tok: Tokenizer
     T: int
     device: torch.device
+    generate: Callable = generate  # how it decodes while it learns
 
     @cached_property
     def ids(self) -> RewardIds | None:
@@ -576,7 +619,8 @@ def rl_inputs(cfg: Config, policy: Policy, batch: data.Batch, u: Draws):
     if decodes(cfg):
         everywhere = torch.full((len(static),), static.size(1) + 1, device=static.device)  # the end is an action too
         mask = sorl.sample_mask(u.mask, everywhere, 1.0 if cfg.setting == "online" else cfg.p_m)
-        decoded = sorl.decode(policy.model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k)
+        decoded = sorl.decode(policy.model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k,
+                              generate=policy.generate)
         return decoded.tokens.flatten(0, 1), mask, decoded
     starts = torch.tensor(tok.starts_word(), device=static.device) if cfg.mask == "word" else None
     mask = sorl.sample_mask(u.mask, batch.static_len.flatten(), 0.0 if cfg.setting == "offline" else cfg.p_m, cfg.mask,
@@ -916,8 +960,8 @@ def fresh_static(run: Run, batch: data.Batch) -> torch.Tensor:
     u = sorl.uniforms((B, cfg.num_static - cfg.num_stored, policy.T), cfg.seed, run.step, "refresh").to(policy.device)
     mine = slice(parallel.my_rows(B).start, parallel.my_rows(B).stop)
     policy.model.eval()
-    tokens = generate(policy.model, batch.src[mine], batch.pad[mine], policy.T, u[mine], temperature=cfg.temperature,
-                      top_k=cfg.top_k)
+    tokens = policy.generate(policy.model, batch.src[mine], batch.pad[mine], policy.T, u[mine], temperature=cfg.temperature,
+                             top_k=cfg.top_k)
     tokens = parallel.all_rows(tokens, B)
     run.counts["fp"] += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
     last = tokens[..., -1]
@@ -1171,6 +1215,8 @@ def run_one(cfg: Config, name: str, folder: str, base: Policy, dataset, reward, 
     base.model.pushed.zero_()
     if cfg.compile:
         policy.model.compile()
+        if device.type == "cuda":
+            policy.generate = Captured()
     start(cfg, folder, policy, dataset, reward, name, base.model.eval())
     return finish_run(cfg, folder, base, dataset, reward, name, device)
 

@@ -127,6 +127,25 @@ def test_a_row_does_not_depend_on_its_neighbours(tiny):
         assert torch.equal(generate(tiny, src[b:b + 1], pad[b:b + 1], 10, u[b:b + 1]), together[b:b + 1])
 
 
+@pytest.mark.parametrize("given", [{}, dict(top_k=3, temperature=1.3, end=False), dict(static=(3, 9), mask=(3, 9))])
+def test_fixed_decoding_never_waits_for_the_device(tiny, given):
+    """The same texts with finished rows kept; and it runs on tensors without values, where whatever looks at one raises."""
+    src, pad = prompts([4, 6, 1])
+    g = torch.Generator().manual_seed(5)
+    u = torch.rand(3, 2, 9, generator=g)
+    if "static" in given:
+        given = dict(static=torch.randint(0, 10, (3, 9), generator=g), mask=torch.rand(3, 9, generator=g) < 0.5)
+    assert torch.equal(generate(tiny, src, pad, 9, u, **given, fixed=True), generate(tiny, src, pad, 9, u, **given))
+
+    def bare(x):
+        return x.to("meta") if isinstance(x, torch.Tensor) else x
+    there = GPT(tiny.config).to("meta"), bare(src), bare(pad), 9, bare(u)
+    given = {name: bare(value) for name, value in given.items()}
+    assert generate(*there, **given, fixed=True).shape == (3, 2, 9)
+    with pytest.raises(NotImplementedError):
+        generate(*there, **given)
+
+
 def test_beam_search(tiny):
     """Width 1 is greedy; a beam as wide as the tree finds the best text of all by mean log-probability."""
     src, pad = prompts([4, 6, 1])

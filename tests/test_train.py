@@ -588,6 +588,33 @@ def test_rate_warms_up_and_falls():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU; on the CPU only what surrounds the graph is tried"))])
+def test_captured_decoding(base, monkeypatch, device):
+    """The same texts and counts as `generate`, for every width of the sources, with the weights of the moment; one graph for
+    a shape. On a CPU the captured work is simply done again."""
+    captured = []
+    if device == "cpu":
+        monkeypatch.setattr(train, "capture", lambda work: (out := work(), lambda: out.copy_(work())))
+    monkeypatch.setattr(train, "capture", lambda work, usual=train.capture: captured.append(1) or usual(work))
+    policy, decode = train.load_policy(base, torch.device(device)), train.Captured()
+    model, g = policy.model.eval(), torch.Generator().manual_seed(0)
+    for width, graphs in ((9, 1), (16, 1), (12, 1), (17, 2), (5, 2)):
+        src = torch.randint(0, policy.tok.pad, (4, width), generator=g).to(device)
+        pad, u = torch.randint(0, 5, (4,), generator=g).to(device), torch.rand(4, 3, 11, generator=g).to(device)
+        src = src.masked_fill(torch.arange(width, device=device) < pad[:, None], policy.tok.pad)
+        with torch.no_grad():
+            model.wte.weight.mul_(1.1)  # a step of training
+        model.pushed.zero_()
+        with train.autocast(policy.device):
+            expected, counted = train.generate(model, src, pad, 11, u, temperature=1.5), model.pushed.clone()
+            model.pushed.zero_()
+            got = decode(model, src, pad, 11, u, temperature=1.5)
+        assert (got == expected).float().mean() >= (1 if device == "cpu" else 0.95)  # bfloat16 rounds by the batch
+        assert device != "cpu" or torch.equal(model.pushed, counted)
+        assert len(captured) == graphs
+
+
 @pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="torch.compile needs a "
                     "C++ compiler on CPU")
 def test_a_compiled_model_learns_the_same(folder, base, tmp_path):
