@@ -175,7 +175,8 @@ def mle_loss(logits, target, lengths, label_smoothing: float = 0.0):
 
     Divide by the token count of the *whole* batch, so that micro-batches add up to it."""
     inside = torch.arange(target.size(1), device=target.device) < lengths[:, None]
-    return F.cross_entropy(logits[inside].float(), target[inside], label_smoothing=label_smoothing, reduction="sum")
+    at = inside.nonzero(as_tuple=True)  # once: it waits for the device
+    return F.cross_entropy(logits[at].float(), target[at], label_smoothing=label_smoothing, reduction="sum")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,7 +190,8 @@ def entropy(logits, inside):
 
 def kl_divergence(logits, base_logits, inside):
     """Mean KL(π ‖ base) per position, nats, exact over the vocabulary at the observed prefixes -> scalar."""
-    logp, logq = log_probs(logits[inside]), log_probs(base_logits[inside])
+    at = inside.nonzero(as_tuple=True)
+    logp, logq = log_probs(logits[at]), log_probs(base_logits[at])
     return torch.where(logp > -torch.inf, logp.exp() * (logp - logq), 0).sum(-1).mean()
 
 

@@ -629,7 +629,7 @@ def rl_inputs(cfg: Config, policy: Policy, batch: data.Batch, u: Draws):
 
 
 def forward(cfg: Config, policy: Policy, base: GPT, batch: data.Batch, u: Draws, reward, share: float,
-            mle_tokens: int) -> Terms:
+            mle_tokens: torch.Tensor) -> Terms:
     """One micro-batch, `share` of the global batch of `mle_tokens` target tokens; RL and MLE rows in one forward."""
     B = len(batch.sources)
     fed, mask, decoded = batch.target[:0], None, None
@@ -990,7 +990,7 @@ def update(run: Run, batches: Batches, reward) -> list[Terms]:
         batch = next_batch(run, batches)
     B, C, T = batch.static.shape
     draws = Draws.at(cfg, run.step, B, C, T)
-    mle_tokens, mine, parts = int(batch.target_len.sum()), parallel.my_rows(B), []
+    mle_tokens, mine, parts = batch.target_len.sum(), parallel.my_rows(B), []
     size = math.ceil(len(mine) / cfg.micro_batches)
     policy.model.train()
     for at in range(mine.start, mine.stop, size):

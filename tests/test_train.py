@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import sorl
@@ -129,6 +130,37 @@ def test_rewards_from_ids_equal_rewards_from_texts(folder, base, tmp_path, monke
 
 def counted(method, calls):
     return lambda self, tokens: calls.append(tokens.shape) or method(self, tokens)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that a GPU's host would have to wait for: those whose value or shape depends on data."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split(".")[0]
+        by_bool = name.startswith(("aten::index", "aten::_index")) and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1] if isinstance(args[1], list))
+        self.count += by_bool or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_update_hardly_waits_for_the_device(folder, base):
+    """As a GPU does it, rewards from ids: where the tokens of MLE are, where masks are, the longest text in characters, the most
+    words of samples and of references. Counted up to the optimizer, whose step counts lie on the CPU."""
+    with Waits() as w:
+        torch.arange(3)[torch.tensor([True, False, True])], torch.ones(2).sum().item(), torch.ones(2).nonzero()
+    assert w.count == 3
+    cfg = train.make_config({"data": folder, "batch_size": 4, "steps": 6}, "masked")
+    policy = train.load_policy(base, torch.device("cpu"))
+    policy.ids = RewardIds(policy.tok, "cpu")
+    batch = train.Batches(cfg, data.load_dataset(folder)["train"], policy, load_reward("rouge")).get(0)
+    draws = train.Draws.at(cfg, 0, *batch.static.shape).rows(slice(0, 4), 1, policy.device)
+    with Waits() as w:
+        train.forward(cfg, policy, policy.model, batch, draws, load_reward("rouge"), 1.0, batch.target_len.sum()).loss.backward()
+    assert w.count == 5
 
 
 def test_a_static_text_is_no_reference_for_itself(tmp_path):
