@@ -521,24 +521,35 @@ class Batches:
     def __init__(self, cfg: Config, records: list[Record], policy: Policy, reward):
         self.cfg, self.records, self.policy = cfg, records, policy
         self.pairs = [i for i, r in enumerate(records) for _ in r.target] if cfg.setting == "mle" else range(len(records))
-        self.ranked = {}
+        self.ranked, self.last = {}, (None, None)
         self.reward = reward if cfg.static in ("best", "worst") else None
 
-    def ranking(self, i: int) -> list[str] | None:
-        """A record's static texts, best first; scored once."""
-        if self.reward and i not in self.ranked:
-            r = self.records[i]
-            scores = self.reward(r.static, [r.others(text) for text in r.static], [r.source] * len(r.static))
-            self.ranked[i] = best_first(r.static, scores)
-        return self.ranked.get(i)
+    def ranking(self, chosen: list[int]) -> list[list[str] | None]:
+        """The records' static texts, best first where the flags ask for it. Each is scored once, all new ones together."""
+        new = [i for i in dict.fromkeys(chosen) if i not in self.ranked] if self.reward else []
+        pairs = [(self.records[i], text) for i in new for text in self.records[i].static]
+        if pairs:
+            scores = self.reward([text for _, text in pairs], [r.others(text) for r, text in pairs], [r.source for r, _ in pairs])
+        at = 0
+        for i in new:
+            texts = self.records[i].static
+            self.ranked[i] = best_first(texts, scores[at:at + len(texts)])
+            at += len(texts)
+        return [self.ranked.get(i) for i in chosen]
 
     def get(self, number: int) -> data.Batch:
+        """Batch `number`. The last one is kept, so one can be made before it is needed."""
+        if number != self.last[0]:
+            self.last = number, self.make(number)
+        return self.last[1]
+
+    def make(self, number: int) -> data.Batch:
         cfg = self.cfg
         chosen = [self.pairs[j] for j in batch_indices(len(self.pairs), cfg.batch_size, cfg.seed, number)]
         u = sorl.uniforms((2, len(chosen)), cfg.seed, number, "texts").tolist()
         records = [self.records[i] for i in chosen]
         targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
-        statics = [pick_static(cfg, r, self.ranking(i), u[1][b]) for b, (i, r) in enumerate(zip(chosen, records))]
+        statics = [pick_static(cfg, r, ranked, u[1][b]) for b, (r, ranked) in enumerate(zip(records, self.ranking(chosen)))]
         own = cfg.num_static - cfg.num_stored if cfg.refresh else int(cfg.setting == "online")
         return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T, own)
 
@@ -969,10 +980,15 @@ def fresh_static(run: Run, batch: data.Batch) -> torch.Tensor:
     return torch.cat([tokens, stored], 1)
 
 
+def number_of(run: Run) -> int:
+    """The batch of this update; with refresh, one serves several."""
+    return run.step // max(1, run.cfg.refresh)
+
+
 def next_batch(run: Run, batches: Batches) -> data.Batch:
     """The batch of this update; with refresh, one batch and its static texts, sampled or kept, serve `refresh` updates."""
     cfg, policy = run.cfg, run.policy
-    batch = batches.get(run.step // max(1, cfg.refresh)).to(policy.device)
+    batch = batches.get(number_of(run)).to(policy.device)
     if cfg.refresh:
         if run.step % cfg.refresh == 0:
             run.static = fresh_static(run, batch)
@@ -1006,6 +1022,7 @@ def update(run: Run, batches: Batches, reward) -> list[Terms]:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
+    batches.get(number_of(run))  # for the next update, while a GPU is still busy with this one
     return parts
 
 

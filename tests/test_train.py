@@ -357,7 +357,7 @@ def test_best_and_worst_follow_the_reward(folder):
     scores = dict(zip(r.static, reward(r.static, [r.references] * 3, [r.source] * 3)))
     for static, expected in (("best", max(scores.values())), ("worst", min(scores.values()))):
         batches = train.Batches(train.Config(static=static), dataset["train"], None, reward)
-        assert scores[train.pick_static(batches.cfg, r, batches.ranking(0), 0.5)[0]] == expected
+        assert scores[train.pick_static(batches.cfg, r, batches.ranking([0])[0], 0.5)[0]] == expected
     assert train.pick_static(train.Config(num_static=2), r, None, 0.9) == r.static[:2]
     assert train.pick_static(train.Config(static="random"), r, None, 0.99) == r.static[2:]
 
