@@ -28,6 +28,12 @@ from data.rewards import load_reward, rouge
 PAIRS = 7
 
 
+def wait() -> None:
+    """For what a GPU has still to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def paired(a, b, pairs: int = PAIRS) -> np.ndarray:
     """Seconds of a and of b, taking turns, after one run of each to warm up: (pairs,2)."""
     a(), b()
@@ -37,8 +43,7 @@ def paired(a, b, pairs: int = PAIRS) -> np.ndarray:
         for f in (a, b):
             begun = time.perf_counter()
             f()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait()
             row.append(time.perf_counter() - begun)
         times.append(row)
     return np.array(times)
@@ -130,10 +135,10 @@ def reward(bench: Bench) -> list[dict]:
     spent = [0.0]
 
     def timed(*args):
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize()  # or it would wait for the forward pass, too
+        wait()
         begun = time.perf_counter()
         scores = usual(*args)
+        wait()
         spent[0] += time.perf_counter() - begun
         return scores
     usual, train.score = train.score, timed
@@ -164,6 +169,29 @@ def reward(bench: Bench) -> list[dict]:
     return rows
 
 
+def ids(bench: Bench) -> list[dict]:
+    """Rewards from token ids, as a GPU scores them, against the same from strings; texts that nobody has scored before."""
+    from data.reward_ids import RewardIds
+    from tests.test_reward_ids import random_source, slot_texts
+    R, K, rng = (512 if bench.device.type == "cuda" else 32), 64, np.random.default_rng(0)
+    policy, rewards, rows = train.new_policy(bench.cfg, bench.dataset, bench.device, bench.tok), RewardIds(bench.tok, bench.device), []
+    records = bench.dataset["train"][:R]
+    words = sorted({word for r in records for text in r.references for word in text.split()})
+
+    def rouge_texts():
+        texts = [r.static[0].split() for r in records for _ in range(K)]
+        return [" ".join(word if u > 0.2 else rng.choice(words) for word, u in zip(text, rng.random(len(text)))) for text in texts]
+    for name, make, references, sources in (
+            ("rouge", rouge_texts, [r.references for r in records], [r.source for r in records]),
+            ("slot", lambda: slot_texts(R * K, 8, rng), [["x"]] * R, [random_source(rng) for _ in range(R)])):
+        fresh = [data.encode_texts(make(), bench.tok, 128)[0].view(R, K, -1).to(bench.device) for _ in range(PAIRS + 1)]
+        left, reward = ([*fresh], [*fresh]), load_reward(name)
+        many = [some for some in references for _ in range(K)], [source for source in sources for _ in range(K)]
+        rows.append(ratio(f"{name} of {R * K:,} samples, from strings : from ids", "", paired(
+            lambda: reward(policy.texts(left[0].pop()), *many), lambda: rewards([name], left[1].pop(), references, sources)[name].cpu())))
+    return rows
+
+
 @torch.no_grad()
 def sampler(bench: Bench) -> list[dict]:
     """Decoding against the generate method of transformers, GPT-2 of the same size; and finished rows."""
@@ -183,6 +211,11 @@ def sampler(bench: Bench) -> list[dict]:
     mask = (torch.arange(B, device=bench.device) < B // 4)[:, None].expand(B, T)  # the other rows end at once
     rows.append(ratio("decode, three rows in four finished : none", "about 0.25 and overhead",
                       paired(lambda: generate(model, src, pad, T, u, static=static, mask=mask, end=True), ours)))
+    if bench.device.type == "cuda":
+        captured = train.Captured()
+        rows.append(ratio("decode, kernel by kernel : captured", "", paired(ours, lambda: captured(model, src, pad, T, u, end=False))))
+    else:
+        rows.append(dict(what="decode, kernel by kernel : captured", target="", skipped="needs a GPU"))
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
@@ -284,7 +317,7 @@ def records(bench: Bench, n: int = 1_000_000) -> list[dict]:
                  mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)]
 
 
-BENCHES = {f.__name__: f for f in (update, memory, reward, sampler, growth, scale, records)}
+BENCHES = {f.__name__: f for f in (update, memory, reward, ids, sampler, growth, scale, records)}
 
 
 def main(argv: list[str]) -> None:
