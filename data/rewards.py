@@ -26,21 +26,28 @@ Reward = Callable[[list[str], list[list[str]], list[str]], Iterable[float]]
 
 # ---- ROUGE (Lin 2004) ------------------------------------------------------------------------------------------------
 
-_LETTERS = bytes(c if chr(c) in "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for c in range(256))
+_LETTERS = bytes(c if chr(c) in "\0abcdefghijklmnopqrstuvwxyz0123456789" else 32 for c in range(256))
 _CELLS = 1 << 19                        # word-by-word comparisons at a time: the tables stay within the cache
-_vocabulary = defaultdict(count().__next__)
 
 
-@lru_cache(maxsize=1 << 16)
-def _word_ids(text: str) -> np.ndarray:
-    words = text.lower().encode("ascii", "replace").translate(_LETTERS).split()     # rouge-score keeps [a-z0-9]+ alone
-    return np.fromiter(map(_vocabulary.__getitem__, words), np.int32, len(words))
+def _cut(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Words as rouge-score cuts them, [a-z0-9]+ of the lower case: the ids of all words, and where in them each text begins
+    and how many are its own (N,). All texts are cut as one, a zero behind each."""
+    whole = " \0 ".join([*texts, ""])
+    if whole.count("\0") > len(texts):                                  # texts that hold zeros themselves
+        whole = " \0 ".join([*(text.replace("\0", " ") for text in texts), ""])
+    words = whole.lower().encode("ascii", "replace").translate(_LETTERS).split()
+    number = defaultdict(count().__next__)
+    ids = np.fromiter(map(number.__getitem__, words), np.int32, len(words))
+    ends = np.flatnonzero(ids == number[b"\0"])
+    starts = np.append(0, ends[:-1] + 1)
+    return ids, starts, ends - starts
 
 
-def _pad(rows: list[np.ndarray], lengths: np.ndarray, fill: int) -> np.ndarray:
-    table = np.full((len(rows), max(1, lengths.max())), fill, np.int32)
-    table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(rows)
-    return table
+def _table(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int) -> np.ndarray:
+    """Texts of `_cut` as rows (P,W), `fill` behind them."""
+    columns = np.arange(max(1, lengths.max()))
+    return np.where(columns < lengths[:, None], ids.take(starts[:, None] + columns, mode="clip"), fill)
 
 
 def _match_bits(hyp: np.ndarray, ref: np.ndarray) -> np.ndarray:
@@ -88,11 +95,10 @@ def _lcs(bits: np.ndarray) -> np.ndarray:
     return np.bitwise_count(~steps).sum(0, np.int32)
 
 
-def _rouge_pairs(hypotheses: list[np.ndarray], references: list[np.ndarray]) -> np.ndarray:
-    """F1 of ROUGE-1/2/L (P,3) of P pairs of word-id rows."""
-    h_len, r_len = (np.array([len(row) for row in rows]) for rows in (hypotheses, references))
-    hyp, ref = _pad(hypotheses, h_len, -1), _pad(references, r_len, -2)                 # the fills equal no word
-    bits = _match_bits(hyp, ref)
+def _rouge_pairs(ids: np.ndarray, hyps: tuple[np.ndarray, np.ndarray], refs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """F1 of ROUGE-1/2/L (P,3) of P pairs of texts, (starts, lengths) each."""
+    (_, h_len), (_, r_len) = hyps, refs
+    bits = _match_bits(_table(ids, *hyps, -1), _table(ids, *refs, -2))                  # the fills equal no word
     hits = np.stack([_overlap(bits), _overlap(_bigram_bits(bits)), _lcs(bits)], 1)      # (P,3)
     shorter = np.array([0, 1, 0])                                                       # one bigram fewer than words
     grams = np.maximum(h_len[:, None] - shorter, 0) + np.maximum(r_len[:, None] - shorter, 0)
@@ -102,27 +108,26 @@ def _rouge_pairs(hypotheses: list[np.ndarray], references: list[np.ndarray]) -> 
 def rouge(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, each the best over a hypothesis' references: float64 (N,3), in 0..1.
 
-    Equal to rouge-score's `score_multi` without stemmer. Equal (hypothesis, references) are scored once.
+    Equal to rouge-score's `score_multi` without stemmer. Equal pairs of texts are scored once.
     Raises ValueError when the two lists differ in length or a hypothesis has no reference.
     """
     _check_references(hypotheses, references)
     if not hypotheses:
         return np.zeros((0, 3))
-    if len(_vocabulary) > 1 << 20:                                                      # bounded, and ids stay int32
-        _vocabulary.clear(), _word_ids.cache_clear()
-    seen: dict[tuple, int] = {}
-    index = [seen.setdefault((h, *refs), len(seen)) for h, refs in zip(hypotheses, references)]
-    hyps = [_word_ids(texts[0]) for texts in seen for _ in texts[1:]]
-    refs = [_word_ids(text) for texts in seen for text in texts[1:]]
-    size = np.array([max(len(h), len(r), 1) for h, r in zip(hyps, refs)])
-    scores = np.empty((len(hyps), 3))
+    number = defaultdict(count().__next__)                                              # of each text
+    h, r = (np.array([*map(number.__getitem__, texts)]) for texts in (hypotheses, chain(*references)))
+    many = np.array([len(texts) for texts in references])
+    pairs, index = np.unique(h.repeat(many) * len(number) + r, return_inverse=True)
+    h, r = np.divmod(pairs, len(number))
+    ids, starts, lengths = _cut(list(number))
+    size = np.maximum(1, np.maximum(lengths[h], lengths[r]))
+    scores = np.empty((len(pairs), 3))
     order, done = np.argsort(-size, kind="stable"), 0                                   # similar lengths side by side
     while done < len(order):
         part = order[done : done + max(1, _CELLS // int(size[order[done]]) ** 2)]
-        scores[part] = _rouge_pairs([hyps[i] for i in part], [refs[i] for i in part])
+        scores[part] = _rouge_pairs(ids, *((starts[texts[part]], lengths[texts[part]]) for texts in (h, r)))
         done += len(part)
-    starts = np.cumsum([0] + [len(texts) - 1 for texts in seen])[:-1]
-    return np.maximum.reduceat(scores, starts)[index]
+    return np.maximum.reduceat(scores[index], many.cumsum() - many)
 
 
 def _check_references(hypotheses: list[str], references: list[list[str]]) -> None:

@@ -88,6 +88,8 @@ def test_rouge_of_repeated_and_of_no_texts():
     got = rouge(["a b", "c", "a b", "a b"], [["a"], ["c"], ["a"], ["b a"]])
     np.testing.assert_allclose(got, [[2 / 3, 0, 2 / 3], [1, 0, 1], [2 / 3, 0, 2 / 3], [1, 0, 1 / 2]])
     assert rouge([], []).shape == (0, 3)
+    np.testing.assert_array_equal(rouge(["", "", "a\0b \0"], [[""], ["!"], ["a b"]]), [[0, 0, 0], [0, 0, 0], [1, 1, 1]])
+    assert rouge([""], [[""]]).tolist() == rouge(["?"], [["?"]]).tolist() == [[0, 0, 0]]
     with pytest.raises(ValueError):
         rouge(["a"], [[]])
     with pytest.raises(ValueError):
