@@ -68,7 +68,8 @@ class Bench:
         self.tok = policy.tok
 
     def updater(self, name: str = "masked", T: int = 0, **flags):
-        """A function that does the next update of a run of this setting; with T, on texts of that many tokens."""
+        """A function that does the next update of a run of this setting, and says how many FPs the run has had; with T, on texts
+        of that many tokens."""
         cfg, records = train.replace(train.make_config({}, name), max_len=T, **flags), self.dataset["train"]
         if T:
             words = self.tok.decode(self.tok.encode(" ".join(records[0].references * T))[:T - 1])
@@ -79,6 +80,7 @@ class Bench:
 
         def step():
             train.metrics_of(run, train.update(run, batches, self.reward))
+            return sum(run.counts[name] for name in ("fp", "fp_grad", "fp_mle"))
         return step
 
 
@@ -231,41 +233,45 @@ def sampler(bench: Bench) -> list[dict]:
 
 
 GROWTH = {"K": (2, 4, 8, 16, 32), "T": (16, 32, 64, 128), "batch_size": (8, 16, 32, 64), "n_embd": (64, 128, 256)}
-PREDICTED = {"online": dict(K=1, T=1, batch_size=1), "full": dict(K=1, T=1, batch_size=1), "masked": dict(K=0, T=0, batch_size=1)}
+ONE = dict(num_static=1, mle_weight=0.0)
+GROWING = {"mle": {}, "offline": dict(mle_weight=0.0), "online": ONE, "full": ONE, "masked": ONE, "static": ONE,
+           "refresh": ONE | dict(refresh=1, static_credit=0.0, kl_weight=0.0)}  # a text sampled for every update
 
 
 def growth(bench: Bench) -> list[dict]:
-    """Seconds an update against K, T, sources and width, with the slope that the FP count predicts; growth.png."""
+    """Seconds an update against K (offline: stored texts), T, sources and width, beside what its count of forward propagations
+    predicts; growth.png."""
     plt = report.pyplot()
-    fig, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharey=True)
+    fig, axes = plt.subplots(1, 4, figsize=(15, 4.4), sharey=True)
     rows = []
     for axis, (key, values) in zip(axes, GROWTH.items()):
-        for name, slopes in PREDICTED.items():
-            usual = dict(K=8, T=32, batch_size=16, n_embd=128, static="data", mle_weight=0.0, p_m=0.2, block_size=256)
-            steps = [bench.updater(name, **usual | {key: value}) for value in values]
-            for step in steps:
-                step()
-            times = []
+        for name, own in GROWING.items():
+            if name == "mle" and key == "K":
+                continue
+            usual = dict(K=8, T=32, batch_size=16, n_embd=128, static="data", p_m=0.2, block_size=256) | own
+            flags = [usual | {key: value} for value in values]
+            steps = [bench.updater(name, **(some | {"num_static": some["K"]} if name == "offline" else some)) for some in flags]
+            before, times = [step() for step in steps], []
             for _ in range(5):  # taking turns
                 times.append([])
                 for step in steps:
                     begun = time.perf_counter()
                     step()
                     times[-1].append(time.perf_counter() - begun)
+            fp = np.array([step() for step in steps]) - before  # of six updates
             seconds = np.median(times, 0)
-            slope, predicted = float(np.polyfit(np.log(values), np.log(seconds), 1)[0]), slopes.get(key)
+            slopes = [float(np.polyfit(np.log(values), np.log(y), 1)[0]) for y in (seconds, fp)]
             axis.plot(values, seconds, label=name, **report.STYLE[name])
-            if predicted is not None:
-                axis.plot(values, seconds[0] * (np.array(values) / values[0]) ** predicted, ":", lw=1,
-                          color=report.STYLE[name]["color"])
-            rows.append(dict(what=f"growth of a {name} update with {key}", slope=slope, seconds=seconds.tolist(),
-                             target="" if predicted is None else f"FPs: slope {predicted:g}"))
+            axis.plot(values, seconds[0] * fp / fp[0], ":", lw=1, color=report.STYLE[name]["color"])
+            rows.append(dict(what=f"growth of a {name} update with {key}", slope=slopes[0], seconds=seconds.tolist(),
+                             target=f"FPs: slope {abs(round(slopes[1], 2)):.2f}"))
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         report.tidy(axis, key, "seconds an update" if key == "K" else "")
-    axes[0].legend(frameon=False)
+    handles, labels = axes[1].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     fig.suptitle("Cost of an update; dotted: what the count of forward propagations predicts", fontsize=10)
-    report.finish(fig, "growth.png")
+    report.finish(fig, "growth.png", rect=(0, 0.07, 1, 1))
     return rows
 
 
