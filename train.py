@@ -351,7 +351,8 @@ class Captured:
         self.graphs = {}
 
     def __call__(self, model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, **how) -> torch.Tensor:
-        extra = -src.size(1) % 16  # sources a little wider: few shapes
+        S = src.size(1)
+        extra = min(-S % 16, model.config.block_size - (S + T - 1))  # sources a little wider, where there is room: few shapes
         src, pad = F.pad(src, (extra, 0), value=model.config.vocab_size + PAD), pad + extra
         given = {name: value for name, value in dict(src=src, pad=pad, u=u, static=static, mask=mask).items() if value is not None}
         key = T, *((name, value.shape) for name, value in given.items()), *how.items()

@@ -631,7 +631,8 @@ def test_captured_decoding(base, monkeypatch, device):
     monkeypatch.setattr(train, "capture", lambda work, usual=train.capture: captured.append(1) or usual(work))
     policy, decode = train.load_policy(base, torch.device(device)), train.Captured()
     model, g = policy.model.eval(), torch.Generator().manual_seed(0)
-    for width, graphs in ((9, 1), (16, 1), (12, 1), (17, 2), (5, 2)):
+    longest = model.config.block_size - 10  # with texts of 11 tokens, the last of which is never pushed
+    for width, graphs in ((9, 1), (16, 1), (12, 1), (17, 2), (5, 2), (longest - 1, 3), (longest, 3)):
         src = torch.randint(0, policy.tok.pad, (4, width), generator=g).to(device)
         pad, u = torch.randint(0, 5, (4,), generator=g).to(device), torch.rand(4, 3, 11, generator=g).to(device)
         src = src.masked_fill(torch.arange(width, device=device) < pad[:, None], policy.tok.pad)
