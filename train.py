@@ -388,6 +388,11 @@ class Policy:
         """Rewards from its ids, where turning them into strings would be the bottleneck; on a CPU strings are faster."""
         return RewardIds(self.tok, self.device) if self.device.type == "cuda" else None
 
+    @cached_property
+    def starts_word(self) -> torch.Tensor:
+        """Which ids begin a word, (V,) bool."""
+        return torch.tensor(self.tok.starts_word(), device=self.device)
+
     def texts(self, tokens: torch.Tensor) -> list[str]:
         return [self.tok.decode(ids) for ids in tokens.flatten(0, -2).tolist()]
 
@@ -634,9 +639,8 @@ def rl_inputs(cfg: Config, policy: Policy, batch: data.Batch, u: Draws):
         decoded = sorl.decode(policy.model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k,
                               generate=policy.generate)
         return decoded.tokens.flatten(0, 1), mask, decoded
-    starts = torch.tensor(tok.starts_word(), device=static.device) if cfg.mask == "word" else None
     mask = sorl.sample_mask(u.mask, batch.static_len.flatten(), 0.0 if cfg.setting == "offline" else cfg.p_m, cfg.mask,
-                            static, starts)
+                            static, policy.starts_word if cfg.mask == "word" else None)
     return sorl.observe(static, mask, cfg.observation, tok.mask), mask, None
 
 
