@@ -445,15 +445,14 @@ def load_reward(spec: str) -> Callable[[list[str], list[list[str]], list[str]], 
     module:function with module importable from here; several joined by + are averaged.
 
     The result maps (hypotheses, references, sources) to float64 (N,) and raises InputError when a reward returns
-    anything but N finite numbers in 0..1; a part that is `known` already (rouge=values) is not computed again. Its
-    `parts` are the names. Raises InputError when no such reward exists; errors inside a module or a function of the user
+    anything but N finite numbers in 0..1; a part that is `known` already (rouge=values) is not computed again, and every
+    part sees equal (hypothesis, references, source) once. Its `parts` are the names. Raises InputError when no such reward exists; errors inside a module or a function of the user
     are left to show their own traceback.
     """
     parts = [(name.strip(), _find_reward(name.strip())) for name in spec.split("+")]
 
     def reward(hypotheses: list[str], references: list[list[str]], sources: list[str], **known) -> np.ndarray:
-        columns = [known[name] if name in known else
-                   _checked(name, part(hypotheses, references, sources), len(hypotheses)) for name, part in parts]
+        columns = [known[name] if name in known else _score(name, part, hypotheses, references, sources) for name, part in parts]
         return np.mean(columns, axis=0)
 
     reward.parts = tuple(name for name, _ in parts)
@@ -486,6 +485,16 @@ def _find_reward(name: str) -> Reward:
         hint = _suggest(function, callables)
         raise InputError(f"reward {name!r}: module {module!r} has no function {function!r}" + hint)
     return getattr(found, function)
+
+
+def _score(name: str, part: Reward, hypotheses: list[str], references: list[list[str]], sources: list[str]) -> np.ndarray:
+    """Samples of one source repeat each other, the more so the more a policy has learned: equal ones are scored once."""
+    if name == "rouge":                                                 # which sees to it itself
+        return _checked(name, part(hypotheses, references, sources), len(hypotheses))
+    number = defaultdict(count().__next__)
+    index = [number[case] for case in zip(hypotheses, map(tuple, references), sources, strict=True)]
+    texts, known, where = zip(*number) if number else ((), (), ())
+    return _checked(name, part(list(texts), list(map(list, known)), list(where)), len(number))[index]
 
 
 def _checked(name: str, values: Iterable[float], n: int) -> np.ndarray:

@@ -103,6 +103,21 @@ def test_a_known_part_is_not_computed_again():
     np.testing.assert_allclose(reward(["a", "b"], [["x"], ["y"]], ["", ""], rouge=known), (known + 0.5) / 2)
 
 
+def test_equal_cases_are_scored_once(tmp_path, monkeypatch):
+    """A reward of the user sees each (hypothesis, references, source) once, as lists; every hypothesis gets its value."""
+    (tmp_path / "seen_rewards.py").write_text("calls = []\ndef f(hypotheses, references, sources):\n"
+                                              "    calls.append((hypotheses, references, sources))\n"
+                                              "    return [len(h) / 10 + len(r) / 5 + (s == 't') / 2 for h, r, s in zip(*calls[-1])]\n")
+    monkeypatch.chdir(tmp_path)
+    reward = load_reward("seen_rewards:f")
+    got = reward(["a", "bb", "a", "a", "a"], [["x"], ["x"], ["x"], ["x", "y"], ["x"]], ["s", "s", "s", "s", "t"])
+    np.testing.assert_allclose(got, [0.3, 0.4, 0.3, 0.5, 0.8])
+    assert sys.modules["seen_rewards"].calls == [(["a", "bb", "a", "a"], [["x"], ["x"], ["x", "y"], ["x"]], ["s", "s", "s", "t"])]
+    assert reward([], [], []).shape == (0,)
+    with pytest.raises(ValueError):
+        reward(["a"], [], ["s"])
+
+
 def half(hypotheses, references, sources):
     return [0.5] * len(hypotheses)
 
