@@ -165,6 +165,7 @@ def draw(logp, u):
     cdf = logp.exp().cumsum(-1)
     total = cdf[..., -1:]
     ids = torch.searchsorted(cdf, torch.minimum(u * total, total * (1 - 2 ** -23)), right=True)
+    ids = ids.clamp(max=logp.size(-1) - 1)  # of a model whose weights are no numbers any more: some token
     return torch.where(logp.gather(-1, ids) > -torch.inf, ids, logp.argmax(-1, keepdim=True))
 
 

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 
@@ -326,19 +327,21 @@ def machine_of(device: torch.device) -> str:
 
 def autocast(device: torch.device, keep_casts: bool = True):
     """bfloat16 where the device is made for it; float32 on CPU, the tested path."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda", cache_enabled=keep_casts)
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=keep_casts)
 
 
-def capture(work):
+def capture(work, pool):
     """Work of no arguments on a GPU, whose tensors stay in their places, as one CUDA graph -> (what it returns, a function
-    that does it again into the same place)."""
+    that does it again into the same place). Graphs of one pool share their memory, and what they return."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         work()  # what libraries do at their first call cannot be captured
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         out = work()
     return out, graph.replay
 
@@ -347,22 +350,22 @@ class Captured:
     """`generate` as one graph for each shape of its inputs (--compile on a GPU): the kernels of all T columns start with one
     call instead of one by one. Finished rows stay to the end, so it pays where starting kernels takes longer than running them."""
 
-    def __init__(self):
-        self.graphs = {}
+    def __init__(self, pool=None):
+        self.graphs, self.pool = {}, pool
 
     def __call__(self, model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, **how) -> torch.Tensor:
         S = src.size(1)
-        extra = min(-S % 16, model.config.block_size - (S + T - 1))  # sources a little wider, where there is room: few shapes
+        extra = max(0, min(-S % 16, model.config.block_size - (S + T - 1)))  # sources a little wider, where there is room: few shapes
         src, pad = F.pad(src, (extra, 0), value=model.config.vocab_size + PAD), pad + extra
         given = {name: value for name, value in dict(src=src, pad=pad, u=u, static=static, mask=mask).items() if value is not None}
-        key = T, *((name, value.shape) for name, value in given.items()), *how.items()
+        key = model, T, *((name, value.shape) for name, value in given.items()), *how.items()
         if key not in self.graphs:
             inputs, pushed = {name: value.clone() for name, value in given.items()}, model.pushed.clone()
 
             def work():
                 with autocast(src.device, keep_casts=False):  # or the graph would hold weights of today
                     return generate(model, T=T, **inputs, **how, fixed=True)
-            self.graphs[key] = inputs, *capture(work)
+            self.graphs[key] = inputs, *capture(work, self.pool)
             model.pushed.copy_(pushed)
         inputs, out, again = self.graphs[key]
         for name, value in given.items():
@@ -618,7 +621,7 @@ def score(reward, policy: Policy, tokens: torch.Tensor, batch: data.Batch) -> to
     parts = getattr(reward, "parts", ())
     known = policy.ids(parts, tokens.view(len(references), -1, tokens.size(2)), references, sources) if policy.ids else {}
     if parts and known.keys() >= set(parts):  # nothing has to leave the device
-        return torch.stack([known[name] for name in parts]).mean(0).float().view(tokens.shape[:2])
+        return (sum(known[name] for name in parts) / len(parts)).float().view(tokens.shape[:2])
     times = tokens.size(0) * tokens.size(1) // len(references)
     scores = reward(policy.texts(tokens), [some for some in references for _ in range(times)],
                     [source for source in sources for _ in range(times)],
@@ -638,6 +641,7 @@ def rl_inputs(cfg: Config, policy: Policy, batch: data.Batch, u: Draws):
         mask = sorl.sample_mask(u.mask, everywhere, 1.0 if cfg.setting == "online" else cfg.p_m)
         decoded = sorl.decode(policy.model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k,
                               generate=policy.generate)
+        torch.clear_autocast_cache()  # weights cast without gradients, which PyTorch before 2.10 would learn with
         return decoded.tokens.flatten(0, 1), mask, decoded
     mask = sorl.sample_mask(u.mask, batch.static_len.flatten(), 0.0 if cfg.setting == "offline" else cfg.p_m, cfg.mask,
                             static, policy.starts_word if cfg.mask == "word" else None)
@@ -718,7 +722,7 @@ def greedy_reward(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, 
     """The self-critical baseline (R,), the reward of the greedy text or of the greedy fill of the masks, and its FPs."""
     static, fp = batch.static.flatten(0, 1), 0
     if decodes(cfg):
-        tokens = generate(policy.model, batch.src, batch.pad, static.size(1), static=static, mask=mask)
+        tokens = policy.generate(policy.model, batch.src, batch.pad, static.size(1), static=static, mask=mask)
         fp = (mask[:, None] & sorl.text_mask(tokens, policy.tok.vocab_size)).sum()
     else:
         tokens = torch.where(mask, logits[..., :sorl.PAD].argmax(-1), static)[:, None]
@@ -1027,7 +1031,8 @@ def update(run: Run, batches: Batches, reward) -> list[Terms]:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    batches.get(number_of(run))  # for the next update, while a GPU is still busy with this one
+    if run.step < cfg.steps:
+        batches.get(number_of(run))  # for the next update, while a GPU is still busy with this one
     return parts
 
 
@@ -1238,7 +1243,7 @@ def run_one(cfg: Config, name: str, folder: str, base: Policy, dataset, reward, 
     if cfg.compile:
         policy.model.compile()
         if device.type == "cuda":
-            policy.generate = Captured()
+            policy.generate = Captured(torch.cuda.graph_pool_handle())
     start(cfg, folder, policy, dataset, reward, name, base.model.eval())
     return finish_run(cfg, folder, base, dataset, reward, name, device)
 

@@ -1,7 +1,7 @@
 """Token ids to the characters of their texts, in lower case, on the device that holds the ids.
 
-What `Tokenizer.decode(ids).lower()` gives, as code points: broken UTF-8 becomes U+FFFD here, too (of a broken sequence
-every byte, in Python once for all of them; and of a lower case with two characters Python knows one, that of İ).
+What `Tokenizer.decode(ids).lower()` gives, as code points: broken UTF-8 becomes U+FFFD here, too (a byte, where Python may
+take several together; no reward looks at them). One character has a lower case of two, İ.
 """
 from functools import lru_cache
 
@@ -71,10 +71,10 @@ class Characters:
         return together(points, width).view(*ids.shape[:-1], width)
 
 
-def characters_of(texts: list[str], device) -> torch.Tensor:
-    """The same of strings: N texts -> (N,L)."""
+def characters_of(texts: list[str]) -> torch.Tensor:
+    """The same of strings, on the CPU: N texts -> (N,L)."""
     rows = [np.frombuffer(text.lower().encode("utf-32-le", "replace"), np.int32) for text in texts]
     table = np.full((len(rows), max(1, *map(len, rows), 1)), NOTHING, np.int32)
     for row, points in zip(table, rows):
         row[:len(points)] = points
-    return torch.from_numpy(table).to(device)
+    return torch.from_numpy(table)

@@ -9,11 +9,12 @@ A state is all that such a search could still be doing: an ordered list of threa
 what it has found meanwhile is pending, and is given out as soon as all threads agree on it. Bounded patterns keep the list
 bounded, so the states are finitely many (about 3,000 for the slots of E2E, made in a second).
 
-Understood: characters, [sets], (?:groups), |, ?, {0,n}, \b, and (?!…) at the end of a branch, provided that no match begins
-inside what it forbids. Left out: everything else that regular expressions have.
+Understood: characters, [sets] of them, (?:groups), |, ?, {0,n}, \b, and (?!…) at the end of a branch, provided that no other
+match begins in what that branch matches or forbids. Left out: everything else that regular expressions have.
 """
+import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,21 +66,21 @@ def parse_branches(p: str, at: int) -> tuple[tuple, int]:
 def parse_item(p: str, at: int) -> tuple[tuple, int]:
     if p.startswith(("(?:", "(?!"), at):
         tree, end = parse_branches(p, at + 3)
+        if end == len(p):
+            raise ValueError(f"{p[:at]} … {p[at:]}: unmatched (")
         item, at = tree if p[at + 2] == ":" else ("not", tree), end + 1
-    elif p[at] == "[":
-        end = p.index("]", at)
-        item, at = ("set", frozenset(p[at + 1:end])), end + 1
+    elif p[at] == "[" and (characters := re.match(r"\[([^\]\[^\\._-]+)\]", p[at:])):
+        item, at = ("set", frozenset(characters[1])), at + characters.end()
     elif p.startswith(r"\b", at):
         item, at = ("edge",), at + 2
-    elif p[at] in r".*+^$\(){}?":
+    elif p[at] in r"._*+^$\(){}[]?":
         raise ValueError(f"{p[:at]} … {p[at:]}: not understood; see the head of data/transducer.py")
     else:
         item, at = ("set", frozenset(p[at])), at + 1
-    if p.startswith("?", at):
-        return ("some", 1, item), at + 1
-    if p.startswith("{0,", at):
-        end = p.index("}", at)
-        return ("some", int(p[at + 3:end]), item), end + 1
+    if item[0] == "not" and p[at:at + 1] not in ("", "|", ")"):
+        raise ValueError(f"{p[:at]} … {p[at:]}: not understood; expected the end of a branch behind (?!…)")
+    if times := re.match(r"\?|\{0,(\d+)\}", p[at:]):
+        return ("some", int(times[1] or 1), item), at + times.end()
     return item, at
 
 

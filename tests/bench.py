@@ -214,8 +214,9 @@ def sampler(bench: Bench) -> list[dict]:
     rows.append(ratio("decode, three rows in four finished : none", "about 0.25 and overhead",
                       paired(lambda: generate(model, src, pad, T, u, static=static, mask=mask, end=True), ours)))
     if bench.device.type == "cuda":
-        captured = train.Captured()
-        rows.append(ratio("decode, kernel by kernel : captured", "", paired(ours, lambda: captured(model, src, pad, T, u, end=False))))
+        captured = train.Captured(torch.cuda.graph_pool_handle())
+        with train.autocast(bench.device):
+            rows.append(ratio("decode, kernel by kernel : captured", "", paired(ours, lambda: captured(model, src, pad, T, u, end=False))))
     else:
         rows.append(dict(what="decode, kernel by kernel : captured", target="", skipped="needs a GPU"))
     try:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import EOS, GPT, MASK, PAD, SEP, Cache, GPTConfig, beam_search, draw, finish, generate, log_probs
 
@@ -127,21 +128,37 @@ def test_a_row_does_not_depend_on_its_neighbours(tiny):
         assert torch.equal(generate(tiny, src[b:b + 1], pad[b:b + 1], 10, u[b:b + 1]), together[b:b + 1])
 
 
+class NoCopies(TorchDispatchMode):
+    """Raises where a tensor is made of the host's values: by torch.tensor (seen on a CPU alone), or moved to a device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        moved = function.name() == "aten::_to_copy" and torch.device((kwargs or {}).get("device", args[0].device)) != args[0].device
+        assert function.name() != "aten::lift_fresh" and not moved, function
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("given", [{}, dict(top_k=3, temperature=1.3, end=False), dict(static=(3, 9), mask=(3, 9))])
 def test_fixed_decoding_never_waits_for_the_device(tiny, given):
-    """The same texts with finished rows kept; and it runs on tensors without values, where whatever looks at one raises."""
+    """The same texts with finished rows kept; and it runs on tensors without values, where whatever looks at one raises, and
+    without a copy from the host."""
     src, pad = prompts([4, 6, 1])
     g = torch.Generator().manual_seed(5)
     u = torch.rand(3, 2, 9, generator=g)
     if "static" in given:
         given = dict(static=torch.randint(0, 10, (3, 9), generator=g), mask=torch.rand(3, 9, generator=g) < 0.5)
-    assert torch.equal(generate(tiny, src, pad, 9, u, **given, fixed=True), generate(tiny, src, pad, 9, u, **given))
+    with NoCopies():
+        tokens = generate(tiny, src, pad, 9, u, **given, fixed=True)
+        for copy in (lambda: torch.tensor([1, 2]), lambda: torch.ones(2).to("meta")):
+            with pytest.raises(AssertionError):
+                copy()
+    assert torch.equal(tokens, generate(tiny, src, pad, 9, u, **given))
 
     def bare(x):
         return x.to("meta") if isinstance(x, torch.Tensor) else x
     there = GPT(tiny.config).to("meta"), bare(src), bare(pad), 9, bare(u)
     given = {name: bare(value) for name, value in given.items()}
-    assert generate(*there, **given, fixed=True).shape == (3, 2, 9)
+    with NoCopies():
+        assert generate(*there, **given, fixed=True).shape == (3, 2, 9)
     with pytest.raises(NotImplementedError):
         generate(*there, **given)
 

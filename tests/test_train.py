@@ -132,6 +132,25 @@ def counted(method, calls):
     return lambda self, tokens: calls.append(tokens.shape) or method(self, tokens)
 
 
+@pytest.mark.parametrize("name", ["mle", "offline", "online", "full", "masked", "static", "greedy", "kl"])
+def test_every_parameter_learns_under_autocast(folder, base, monkeypatch, name):
+    """What a GPU does, on the CPU: bfloat16, where weights cast while decoding must not be the ones that learn."""
+    monkeypatch.setattr(train, "autocast", lambda device, keep_casts=True: torch.autocast("cpu", torch.bfloat16, cache_enabled=keep_casts))
+    given = train.parse_args([*TINY, *SETTINGS[name], "--data", folder, "--batch_size", "4"])
+    cfg = train.make_config(given | {"mode": "train"})
+    policy, model = train.load_policy(base, torch.device("cpu")), train.load_policy(base, torch.device("cpu")).model
+    runner = train.Run(cfg, policy, "", train.make_optimizer(cfg, policy.model), False, model)
+    batches = train.Batches(cfg, data.load_dataset(folder)["train"], policy, load_reward("rouge"))
+    with train.autocast(policy.device):
+        batch = train.next_batch(runner, batches)
+    draws = train.Draws.at(cfg, 0, *batch.static.shape).rows(slice(0, 4), batch.static.size(1), policy.device)
+    with train.autocast(policy.device):
+        terms = train.forward(cfg, policy, model, batch, draws, load_reward("rouge"), 1.0, batch.target_len.sum())
+    terms.loss.backward()
+    for parameter, p in policy.model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, parameter
+
+
 class Waits(TorchDispatchMode):
     """Counts the operations that a GPU's host would have to wait for: those whose value or shape depends on data."""
 
@@ -141,15 +160,16 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().split(".")[0]
-        by_bool = name.startswith(("aten::index", "aten::_index")) and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1] if isinstance(args[1], list))
+        by_bool = name.startswith(("aten::index", "aten::_index")) and isinstance(args[1], list) and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
         self.count += by_bool or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
         return function(*args, **(kwargs or {}))
 
 
 def test_an_update_hardly_waits_for_the_device(folder, base):
     """As a GPU does it, rewards from ids: where the tokens of MLE are, where masks are, the longest text in characters, the most
-    words of samples and of references. Counted up to the optimizer, whose step counts lie on the CPU."""
+    words (and those of the references, which are cut on the CPU, so they are no wait). Counted up to the optimizer, whose step
+    counts lie on the CPU; copies to the device are not counted."""
     with Waits() as w:
         torch.arange(3)[torch.tensor([True, False, True])], torch.ones(2).sum().item(), torch.ones(2).nonzero()
     assert w.count == 3
@@ -623,29 +643,56 @@ def test_rate_warms_up_and_falls():
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU; on the CPU only what surrounds the graph is tried"))])
 def test_captured_decoding(base, monkeypatch, device):
-    """The same texts and counts as `generate`, for every width of the sources, with the weights of the moment; one graph for
-    a shape. On a CPU the captured work is simply done again."""
-    captured = []
+    """The same texts and counts as `generate`, for every width of the sources, with and without static texts, with the weights of
+    the moment; one graph for a shape, for a model, for a temperature. On a CPU the captured work is simply done again."""
+    captured, results = [], []
     if device == "cpu":
-        monkeypatch.setattr(train, "capture", lambda work: (out := work(), lambda: out.copy_(work())))
-    monkeypatch.setattr(train, "capture", lambda work, usual=train.capture: captured.append(1) or usual(work))
-    policy, decode = train.load_policy(base, torch.device(device)), train.Captured()
-    model, g = policy.model.eval(), torch.Generator().manual_seed(0)
-    longest = model.config.block_size - 10  # with texts of 11 tokens, the last of which is never pushed
-    for width, graphs in ((9, 1), (16, 1), (12, 1), (17, 2), (5, 2), (longest - 1, 3), (longest, 3)):
+        monkeypatch.setattr(train, "capture", lambda work, pool: (out := work(), lambda: out.copy_(work())))
+    monkeypatch.setattr(train, "capture", lambda *args, usual=train.capture: captured.append(1) or usual(*args))
+    decode, g = train.Captured(torch.cuda.graph_pool_handle() if device == "cuda" else None), torch.Generator().manual_seed(0)
+    policy, other = (train.load_policy(base, torch.device(device)) for _ in range(2))
+    other.model.wte.weight.data *= 2
+    longest = policy.model.config.block_size - 10  # with texts of 11 tokens, the last of which is never pushed
+    both = {name: 0 for name in ("static", "mask")}
+    for width, who, given, graphs in (
+            (9, policy, {}, 1), (16, policy, {}, 1), (12, policy, {}, 1), (17, policy, {}, 2), (5, policy, {}, 2), (5, other, {}, 3),
+            (longest - 1, policy, {}, 4), (longest, policy, {}, 4), (9, policy, dict(temperature=2.0), 5), (9, policy, both, 6), (9, policy, both, 6)):
         src = torch.randint(0, policy.tok.pad, (4, width), generator=g).to(device)
         pad, u = torch.randint(0, 5, (4,), generator=g).to(device), torch.rand(4, 3, 11, generator=g).to(device)
         src = src.masked_fill(torch.arange(width, device=device) < pad[:, None], policy.tok.pad)
+        if given is both:
+            given = dict(static=torch.randint(0, policy.tok.pad, (4, 11), generator=g).to(device), mask=(torch.rand(4, 11, generator=g) < 0.5).to(device))
+        model = who.model.eval()
         with torch.no_grad():
             model.wte.weight.mul_(1.1)  # a step of training
         model.pushed.zero_()
         with train.autocast(policy.device):
-            expected, counted = train.generate(model, src, pad, 11, u, temperature=1.5), model.pushed.clone()
+            expected, counted = train.generate(model, src, pad, 11, u, **given), model.pushed.clone()
             model.pushed.zero_()
-            got = decode(model, src, pad, 11, u, temperature=1.5)
-        assert (got == expected).float().mean() >= (1 if device == "cpu" else 0.95)  # bfloat16 rounds by the batch
+            results.append((decode(model, src, pad, 11, u, **given), expected))
         assert device != "cpu" or torch.equal(model.pushed, counted)
         assert len(captured) == graphs
+    for got, expected in results:  # also after later calls
+        assert (got == expected).float().mean() >= (1 if device == "cpu" else 0.95)  # bfloat16 rounds by the batch
+
+
+@pytest.mark.parametrize("setting", [("--setting", "semi"), ("--setting", "online"), ("--setting", "mle")])
+def test_weights_that_are_no_numbers_any_more_end_a_run_with_one_line(folder, base, tmp_path, capsys, setting):
+    assert "the loss is not finite" in refused(capsys, "--mode", "train", *TINY, *setting, "--data", folder, "--init", base, "--lr", "1e30",
+                                               "--out", str(tmp_path / "out"))
+
+
+def test_no_batch_is_made_behind_the_last_update(folder, base, tmp_path, monkeypatch):
+    """A reward that would fail on the next batch's static texts does not reach into a finished run."""
+    (tmp_path / "picky.py").write_text("calls = []\ndef f(hypotheses, references, sources):\n    calls.append(list(sources))\n"
+                                       "    return [0.5] * len(hypotheses)\n")
+    monkeypatch.chdir(tmp_path)
+    run(folder, base, tmp_path / "out", "--setting", "semi", "--static", "best", "--steps", "2", "--reward", "picky:f")
+    cfg = train.make_config({"data": folder, "batch_size": 4, "steps": 2, "static": "best"}, "masked")
+    records = data.load_dataset(folder)["train"]
+    ranked = [source for call in sys.modules["picky"].calls for source in call if source in {r.source for r in records}]
+    third = {records[i].source for i in train.batch_indices(len(records), 4, cfg.seed, 2)}
+    assert ranked and not third & set(ranked)
 
 
 @pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="torch.compile needs a "
