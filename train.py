@@ -641,7 +641,7 @@ def rl_inputs(cfg: Config, policy: Policy, batch: data.Batch, u: Draws):
         mask = sorl.sample_mask(u.mask, everywhere, 1.0 if cfg.setting == "online" else cfg.p_m)
         decoded = sorl.decode(policy.model, batch.src, batch.pad, static, mask, u.tokens, cfg.temperature, cfg.top_k,
                               generate=policy.generate)
-        torch.clear_autocast_cache()  # weights cast without gradients, which PyTorch before 2.10 would learn with
+        torch.clear_autocast_cache()  # of weights cast without gradients, which PyTorch up to 2.9 would then learn with
         return decoded.tokens.flatten(0, 1), mask, decoded
     mask = sorl.sample_mask(u.mask, batch.static_len.flatten(), 0.0 if cfg.setting == "offline" else cfg.p_m, cfg.mask,
                             static, policy.starts_word if cfg.mask == "word" else None)
