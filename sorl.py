@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from model import EOS, GPT, MASK, PAD, draw, finish, generate, log_probs
+from model import GPT, PAD, draw, finish, generate, log_probs
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Randomness

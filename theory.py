@@ -497,7 +497,7 @@ def p3(size: float = 1, seed: int = 0) -> list[Row]:
 
 def look_ahead(process: Process) -> float:
     """Best value when M and all visible tokens are seen first: E max over fills."""
-    w, n = process.w, process.w.codes("lookahead")[0]
+    n = process.w.codes("lookahead")[0]
     total = group(process.prior[:, None] * process.reward, n, sizes([n])[0], np.arange(process.k ** process.T)[None],
                   process.k ** process.T)
     return float(total.max(1).sum())
@@ -638,7 +638,7 @@ def p6(size: float = 1, seed: int = 0) -> list[Row]:
     """Static-visible is never worse than masked; equal for every reward iff A1."""
     n = int(100 * size) + 20
     below = with_a1 = without = enumerated = 0.0
-    rare, bets = 0, []
+    bets = []
     for process, _ in instances(n, seed):
         masked, static = optimum(process), optimum(process, "history")
         below = max(below, masked - static)
@@ -817,7 +817,7 @@ def estimated(model: Model, R: np.ndarray, n: int, draws: int, rng) -> list[np.n
 
 def values_in_model(model: Model, actions: list[np.ndarray]) -> np.ndarray:
     """The true model's value of each draw's policy: (draws,)."""
-    d, rows = np.arange(len(actions[0]))[:, None], [np.arange(a.shape[1]) for a in actions]
+    rows = [np.arange(a.shape[1]) for a in actions]
     V = model.r[rows[-1], actions[-1]]
     for t in reversed(range(len(model.P))):
         V = np.einsum("dsn,dn->ds", model.P[t][rows[t], actions[t]], V)
