@@ -518,9 +518,14 @@ def pick_static(cfg: Config, record: Record, ranked: list[str] | None, u: float)
     return [texts[(start + c) % len(texts)] for c in range(cfg.num_static)]
 
 
-def best_first(texts: list[str], scores) -> list[str]:
-    """Texts by falling score; equal ones keep their order."""
-    return [text for _, text in sorted(zip(-scores, texts), key=lambda pair: pair[0])]
+def best_first(texts: list[list[str]], references: list[list[list[str]]], sources: list[str], reward) -> list[list[str]]:
+    """Every source's texts by falling reward, equal ones in their order; each text has its own list of references. All are
+    scored in one call."""
+    def flat(lists):
+        return [item for some in lists for item in some]
+    each = flat([source] * len(some) for source, some in zip(sources, texts))
+    scores = iter(reward(flat(texts), flat(references), each) if texts else ())
+    return [sorted(some, key=lambda _: -next(scores)) for some in texts]
 
 
 class Batches:
@@ -535,15 +540,9 @@ class Batches:
 
     def ranking(self, chosen: list[int]) -> list[list[str] | None]:
         """The records' static texts, best first where the flags ask for it. Each is scored once, all new ones together."""
-        new = [i for i in dict.fromkeys(chosen) if i not in self.ranked] if self.reward else []
-        pairs = [(self.records[i], text) for i in new for text in self.records[i].static]
-        if pairs:
-            scores = self.reward([text for _, text in pairs], [r.others(text) for r, text in pairs], [r.source for r, _ in pairs])
-        at = 0
-        for i in new:
-            texts = self.records[i].static
-            self.ranked[i] = best_first(texts, scores[at:at + len(texts)])
-            at += len(texts)
+        new = {i: self.records[i] for i in chosen if i not in self.ranked} if self.reward else {}
+        self.ranked |= zip(new, best_first([r.static for r in new.values()], [list(map(r.others, r.static)) for r in new.values()],
+                                           [r.source for r in new.values()], self.reward))
         return [self.ranked.get(i) for i in chosen]
 
     def get(self, number: int) -> data.Batch:
@@ -1191,10 +1190,9 @@ def sample_candidates(policy: Policy, records: list[Record], cfg: Config, num: i
         with autocast(policy.device):
             tokens = generate(policy.model.eval(), src, pad, policy.T, u, temperature=cfg.temperature, top_k=cfg.top_k)
         fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
-        for r, ids in zip(some, tokens):
-            texts = [text for text in policy.texts(ids[None]) if text.strip()] or r.static
-            scores = reward(texts, [r.references] * len(texts), [r.source] * len(texts))
-            out.append(replace(r, static=best_first(texts, scores)))
+        texts = [[text for text in policy.texts(ids[None]) if text.strip()] or r.static for r, ids in zip(some, tokens)]
+        ranked = best_first(texts, [[r.references] * len(own) for r, own in zip(some, texts)], [r.source for r in some], reward)
+        out += [replace(r, static=own) for r, own in zip(some, ranked)]
         progress.show(len(out), len(records), f"FP {fp:>8,}", len(out) == len(records))
     return out, fp
 

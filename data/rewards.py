@@ -218,11 +218,11 @@ def sentence_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndar
 SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
 _MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
 _NOTHING: Counter = Counter()
-MOST_MENTIONS = 2                      # people do say a fact twice; a third time is an error (the name apart)
+MOST_MENTIONS = 2                       # people do say a fact twice; a third time is an error (the name apart)
 BARRED = "£"                            # no mention begins behind it, or behind a letter
 # What a value may be called: a number may be put in words, but words must not be turned into a number.
 IN_WORDS = {"less than £20": "cheap", "£20-25": "moderate", "more than £30": "high",
-             "1 out of 5": "low", "3 out of 5": "average", "5 out of 5": "high"}
+            "1 out of 5": "low", "3 out of 5": "average", "5 out of 5": "high"}
 
 _BE = r"(?: (?:is|are|was|of|by|as|it|at|in|an?|the|very|been|rather|its|only|just|considered|range|to|be|customers?))"
 _RATE = (r"(?:customer service |service )?"
@@ -327,7 +327,7 @@ def _slot_wrong(slot: str, value: str | None, text: str, found: Counter) -> bool
     said = found.keys() - {"restaurant"} if slot == "eatType" and value != "restaurant" else found.keys()
     if value is None:                                                   # "restaurant": any place may be called that
         return bool(said)
-    if (slot, value) not in KNOWN:                                     # names put back, a cuisine that E2E lacks
+    if (slot, value) not in KNOWN:                                      # names put back, a cuisine that E2E lacks
         return value.lower() not in text.lower()
     often = max(found[value], found[IN_WORDS.get(value, value)])
     return not often or not said <= {value, IN_WORDS.get(value)} or (often > MOST_MENTIONS and slot != "name")
