@@ -1,0 +1,73 @@
+"""What a user would not see in the figures: texts that are cut, data from which nothing can be
+learned. Mistakes are InputErrors; what may be meant so is a note."""
+from dataclasses import asdict
+
+from data import InputError, Record
+from lab.policy import Policy, load_policy
+
+
+def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> dict[str, int]:
+    """How many targets and static texts will be cut to T.
+
+    Raises InputError for a source that leaves no room for a text of T tokens."""
+    tok, T, block_size = policy.tok, policy.T, policy.model.config.block_size
+    room = block_size - T
+
+    def tokens(text: str) -> int:  # with its end; a text has at most one token a byte, and a space
+        bound = len(text.encode()) + 2
+        return bound if bound <= min(T, room) else len(tok.encode(text)) + 1
+
+    cut = {"targets": 0, "static texts": 0}
+    for split, records in dataset.items():
+        for number, r in enumerate(records, 1):
+            if tokens(r.source) > room + 1:
+                place = r.where or f"{split} record {number}"
+                raise InputError(
+                    f"{place}: source of {tokens(r.source) - 1} tokens; expected at most {room} "
+                    f"(block_size {block_size} less texts of {T})")
+            cut["targets"] += sum(tokens(text) > T for text in r.target)
+            if r.static is not r.target:
+                cut["static texts"] += sum(tokens(text) > T for text in r.static)
+    return cut
+
+
+def note_data(policy: Policy, dataset: dict[str, list[Record]]):
+    """Say what will be cut -> the policy's tokenizer."""
+    for kind, count in check_lengths(dataset, policy).items():
+        if count:
+            print(f"note: {count} {kind} are longer than {policy.T} tokens and are cut")
+    return policy.tok
+
+
+def can_learn(cfg, dataset, alone: bool) -> bool:
+    """Can anything be learned from these data in this setting?
+
+    Rewards are compared within a group: the K samples of a static text, the C static texts of a
+    source. A group whose texts are equal teaches nothing. Raises InputError where this setting is
+    all that was asked for, else says that it is left out."""
+    train, C = dataset["train"], cfg.num_static
+    ranked = sum(len(set((r.static * C)[:C] if cfg.stored == "data" else r.static)) > 1
+                 for r in train)
+    if cfg.credit == 0 or cfg.refresh > 0 or ranked > 0:
+        return True
+    message = (f"{cfg.setting}: no source has two different static texts, so there is nothing to "
+               f"rank; expected several texts in static (--mode candidates makes them)")
+    if cfg.p_m > 0:
+        print(f"note: {message}")
+        return True
+    if alone:
+        raise InputError(message)
+    print(f"note: {message}; left out")
+    return False
+
+
+def given_base(cfg, given: dict, dataset, device) -> Policy:
+    """The policy in --init. Raises InputError for flags that ask for another shape than it has."""
+    base = load_policy(cfg.init, device)
+    has = asdict(base.model.config) | {"max_len": base.T}
+    for name in ("n_layer", "n_embd", "block_size", "max_len", "vocab_size"):
+        if name in given and given[name] != has[name]:
+            raise InputError(f"{cfg.init}: a model of another shape or vocabulary; it has {name} "
+                             f"{has[name]}, not {given[name]}")
+    note_data(base, dataset)
+    return base

@@ -1,0 +1,271 @@
+"""One training run and its folder: the lock, the log, the last checkpoint, how it is stopped.
+
+    config.json      the flags and what they were used on    ckpt.pt    the state it goes on from
+    metrics.jsonl    a line an update                        best.pt    the weights that are tested
+    samples.txt      a few texts at every evaluation
+
+A checkpoint is written only where a refresh begins, so static texts are no part of the state.
+"""
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+
+from data import InputError
+from lab import processes
+from lab.policy import Policy, load, policy_state, read_json, save, write_json
+from model import GPT
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+COSTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
+# What a run is does not depend on these: where things lie, and how its course is watched.
+PLACES = {"mode", "data", "out", "init", "resume", "settings", "seeds", "vary", "source", "device",
+          "save_every"}
+
+
+class Stopped(Exception):
+    """The user stopped the command; the message says what is saved."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The folder
+
+LOCKS = {}  # folder -> the open file that holds its lock
+
+
+def lock(folder: str) -> None:
+    """Keep other commands out of a folder until this one ends, however it ends (not on Windows)."""
+    key = os.path.realpath(folder)
+    if fcntl is None or key in LOCKS:
+        return
+    file = open(f"{folder}/.lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"--out {folder}: another process is at work there; wait for it, or use "
+                         f"another --out") from None
+    LOCKS[key] = file
+
+
+def unlock_all() -> None:
+    while LOCKS:
+        LOCKS.popitem()[1].close()
+
+
+def identity(cfg, data_hash: str, base_hash: str = "") -> dict:
+    """What makes two runs the same, as config.json holds it beside the places."""
+    run = {name: value for name, value in asdict(cfg).items() if name not in PLACES}
+    # A · P batches an update, however they are shared out.
+    run["accumulate"] = cfg.accumulate * processes.size()
+    return json.loads(json.dumps(run | {"data_hash": data_hash, "base_hash": base_hash}))
+
+
+def check_folder(folder: str, run: dict | None = None) -> dict | None:
+    """What config.json in a folder says; None for a folder that may be taken.
+
+    A folder is taken for good when it holds a checkpoint. Raises InputError where it holds a
+    checkpoint of another run, or files of another program."""
+    config = read_json(f"{folder}/config.json")
+    if config is None:
+        foreign = os.path.isdir(folder) and sorted(set(os.listdir(folder)) - {".lock", "base"})
+        if foreign:
+            raise InputError(f"--out {folder}: holds {foreign[0]} but no config.json, so it is no "
+                             f"run of train.py; expected a new folder")
+        return None
+    if run is None or not os.path.exists(f"{folder}/ckpt.pt"):
+        return config
+    other = [name for name in run if name not in config or config[name] != run[name]]
+    if other:
+        raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])}); "
+                         f"expected the same flags, or another --out")
+    return config
+
+
+def claim(folder: str, cfg, run: dict) -> None:
+    """Make and lock the run's folder, and write config.json."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        check_folder(folder, run)
+        lock(folder)
+    except OSError as e:
+        raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
+    places = {name: value for name, value in asdict(cfg).items() if name in PLACES}
+    write_json(places | run, f"{folder}/config.json")
+
+
+def resumed(config, given: dict):
+    """The config of the run in --resume; places alone may be given anew."""
+    folder = given["resume"]
+    was = read_json(f"{folder}/config.json")
+    if not isinstance(was, dict) or was.get("mode") != "train":
+        raise InputError(f"--resume {folder}: no run of --mode train there (a comparison goes on "
+                         f"by its own command)")
+    flags = {f.name: was[f.name] for f in fields(config) if f.name in was}
+    flags = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
+    flags["accumulate"] //= processes.size()
+    for name, value in given.items():
+        if name not in PLACES and flags.get(name) != value:
+            raise InputError(f"--resume {folder}: that run has {name} {flags.get(name)}, not "
+                             f"{value}")
+    places = {name: value for name, value in given.items() if name in PLACES}
+    return config(**flags | places | {"out": folder})
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+
+
+def open_log(path: str, size: int):
+    """Append to a log whose first `size` bytes belong to the saved state; the rest goes."""
+    file = open(path, "a+", encoding="utf-8")
+    file.truncate(min(size, os.path.getsize(path)))
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+@dataclass
+class Run:
+    """What the loop changes, all of which a checkpoint holds."""
+    cfg: object
+    policy: Policy
+    folder: str
+    optimizer: torch.optim.Optimizer
+    base: GPT | None = None  # what KL is measured from; the base's own run has none
+    step: int = 0
+    counts: dict = field(default_factory=lambda: dict.fromkeys(COSTS, 0))
+    best: float = -math.inf
+    saved: int | None = None  # the step of the last checkpoint
+    finished: bool = False
+
+    def load(self) -> None:
+        """Go on from ckpt.pt, if there is one."""
+        path, sizes = f"{self.folder}/ckpt.pt", {}
+        if os.path.exists(path):
+            state = load(path)
+            try:
+                self.policy.model.load_state_dict(state["model"])
+                if not state["finished"]:
+                    self.optimizer.load_state_dict(state["optimizer"])
+                self.step, self.counts, self.best = state["step"], state["counts"], state["best"]
+                self.finished, sizes = state["finished"], state["logs"]
+            except (KeyError, RuntimeError, ValueError) as e:
+                raise InputError(f"{path}: not the state of this run ({e!s:.100})") from None
+            self.saved = self.step
+        if processes.rank() == 0:
+            self.logs = {name: open_log(f"{self.folder}/{name}", sizes.get(name, 0))
+                         for name in ("metrics.jsonl", "samples.txt")}
+
+    def save(self) -> None:
+        self.saved = self.step
+        if processes.rank() > 0:
+            return
+        for file in self.logs.values():
+            file.flush()
+        save(policy_state(self.policy, self.cfg) | {
+            "optimizer": None if self.finished else self.optimizer.state_dict(),
+            "step": self.step, "counts": self.counts, "best": self.best, "finished": self.finished,
+            "logs": {name: file.tell() for name, file in self.logs.items()},
+        }, f"{self.folder}/ckpt.pt")
+
+    def count(self, logs: list[dict]) -> dict:
+        """What one update did, over all processes, as plain numbers; adds to the counts."""
+        tokens = 0
+        for model in (self.policy.model, self.base):
+            if model is not None:
+                tokens += int(model.pushed[1])
+                model.pushed.zero_()
+        rewards = [log["rewards"] for log in logs if "rewards" in log]  # (R,K) each
+        equal = [(r == r[:, :1]).all(1).float().mean() for r in rewards]
+        fp, fp_grad, fp_mle, tokens, n, reward, samples, equal, mle, rl = processes.total([
+            float(sum(log["fp"] for log in logs)), sum(log.get("fp_grad", 0) for log in logs),
+            sum(log["fp_mle"] for log in logs), tokens, len(logs),
+            float(sum(r.sum() for r in rewards)), sum(r.numel() for r in rewards),
+            float(sum(equal)), float(sum(log["mle"] for log in logs)),
+            float(sum(log["rl"] for log in logs))], self.policy.device)
+        for name, value in zip(COSTS, (fp, fp_grad, fp_mle, tokens)):
+            self.counts[name] += int(value)
+        return {"reward": reward / samples if rewards else None,
+                "equal_rewards": equal / n if rewards else None,
+                "mle_loss": mle / n, "rl_loss": rl / n}
+
+    def log(self, row: dict) -> None:
+        if processes.rank() == 0:
+            self.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
+            self.logs["metrics.jsonl"].flush()
+
+    def close(self) -> None:
+        if processes.rank() == 0:
+            for file in self.logs.values():
+                file.close()
+
+
+# --------------------------------------------------------------------------------------------------
+# What the user sees, and how the user stops it
+
+
+class Progress:
+    """One line, rewritten in place on a terminal; in a log, a new line every few seconds."""
+
+    def __init__(self, name: str, first: int = 0):
+        self.name, self.first = name, first  # first: the step that this process began at
+        self.begun, self.last = time.perf_counter(), 0.0
+
+    def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
+        now, terminal = time.perf_counter(), sys.stdout.isatty()
+        if not final and now - self.last < (0.2 if terminal else 10.0):
+            return
+        self.last, seconds = now, now - self.begun
+        left = seconds / max(1, step - self.first) * (steps - step)
+        line = f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s, {left:.0f} s left"
+        if not terminal:
+            print(line, flush=True)
+            return
+        line = line[:shutil.get_terminal_size().columns - 1]
+        print("\r\x1b[2K" + line, end="\n" if final else "", flush=True)
+
+
+class Stop:
+    """Ctrl-C, SIGTERM, SIGHUP: the first asks the loop to stop, the second leaves at once."""
+    SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+               if hasattr(signal, name)]
+
+    def __init__(self):
+        self.asked = self.answered = False
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def show(self, progress: Progress, *line) -> None:
+        """Progress whose reader may have gone: a closed stdout asks to stop, too."""
+        try:
+            progress.show(*line)
+        except (OSError, ValueError):
+            self.asked, sys.stdout = True, open(os.devnull, "w")
+
+    def answer(self, left: int, saved: int | None) -> None:
+        """Say once how long it takes."""
+        if not self.answered and left:
+            back = f"go back to step {saved}" if saved else "begin again"
+            print(f"\nstopping after {left} more updates; once more to stop now and {back}",
+                  file=sys.stderr, flush=True)
+        self.answered = True
