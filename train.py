@@ -351,7 +351,7 @@ def base_config(cfg: Config) -> Config:
     same = ("data", "reward", "seed", "base_steps", "base_masked", "base_lr", "base_batch",
             "n_layer", "n_embd", "block_size", "max_len", "vocab_size", "eval_size")
     return replace(
-        Config(), **{name: getattr(cfg, name) for name in same}, **SETTINGS["mle"], mode="train",
+        Config(), **{name: getattr(cfg, name) for name in same}, **SETTINGS["mle"], mode="base",
         setting="mle", steps=cfg.base_steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
         eval_every=max(1, cfg.base_steps // 6),
         masked_from=round(cfg.base_steps * (1 - cfg.base_masked)))
@@ -368,7 +368,7 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:
     """Train one setting from the base in a folder of its own, and test it -> its row."""
-    run_id = identity(cfg, work.data_hash, weights_hash(base))
+    run_id = identity(cfg, work.data_hash, base_hash=weights_hash(base))
     processes.first(lambda: claim(folder, cfg, run_id))
     policy = base.copy()
     base.model.pushed.zero_()
@@ -410,7 +410,7 @@ def compare(given: dict) -> None:
     homes = {seed: f"{cfg.out}/seed{seed}" if cfg.seeds or varied else cfg.out for seed in seeds}
     for seed in seeds:  # before any work
         for _, _, folder, config in runs:
-            check_folder(f"{homes[seed]}/{folder}",
+            check_folder(f"{homes[seed]}/{folder}", config.mode,
                          identity(replace(config, seed=seed), work.data_hash))
     work.prepare(new_policy(base_config(cfg), work.dataset, work.device))
     processes.first(lambda: claim(cfg.out, cfg, {}))
@@ -443,11 +443,12 @@ def train(given: dict) -> None:
             raise InputError(f"--{name}: the setting {cfg.setting} fixes or ignores it")
     work = Work(cfg)
     can_learn(cfg, work, alone=True)
-    check_folder(cfg.out, identity(cfg, work.data_hash))
     if cfg.init:
         base = given_base(cfg, given, work)
     else:
         work.prepare(new_policy(base_config(cfg), work.dataset, work.device))
+        run_id = identity(cfg, work.data_hash)
+        processes.first(lambda: claim(cfg.out, cfg, run_id))  # --resume may follow from here on
         base = make_base(cfg, f"{cfg.out}/base", work)
     print("\n" + report.run_report(run_one(cfg, cfg.setting, cfg.out, base, work)))
 
