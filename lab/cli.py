@@ -100,10 +100,11 @@ def parse_vary(words: tuple, config, barred) -> tuple[str, list[tuple]]:
         raise InputError(f"--vary {f.name}: {e}") from None
 
 
-def check_tuned(config, layers: dict, settings, barred, where: str) -> dict[str, dict]:
+def check_tuned(config, layers: dict, settings, barred, shared, where: str) -> dict[str, dict]:
     """What a data set recommends: setting ("" for all) -> flags, their values of the right type.
 
-    Raises InputError for a setting or flag that there is not, or that no data may choose."""
+    Raises InputError for a setting or flag that there is not, that no data may choose, or (the
+    `shared` ones) that settings of one comparison cannot have different values of."""
     known, checked = flags_of(config), {}
     for setting, flags in layers.items():
         if setting and setting not in settings:
@@ -112,6 +113,9 @@ def check_tuned(config, layers: dict, settings, barred, where: str) -> dict[str,
         for name, value in flags.items():
             if name not in known or name in barred:
                 raise InputError(f"{where}: {name!r} is no flag that data may choose")
+            if setting and name in shared:
+                raise InputError(f"{where}: {name!r} belongs under '', since all settings share "
+                                 f"a base; found under {setting!r}")
             kind, choices = known[name].metadata["kind"], known[name].metadata["choices"]
             if kind is float and type(value) is int:
                 value = float(value)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -204,12 +205,11 @@ class Run:
         row = {"reward": None, "equal_rewards": None, "mle_loss": mle / n, "rl_loss": rl / n}
         if rewards:
             row |= {"reward": reward / samples, "equal_rewards": equal / n}
-            self.note_equal(row)
         return row
 
     def note_equal(self, row: dict) -> None:
         """Say so when most groups have had equal rewards for ten updates: nothing is learned."""
-        flat = row["equal_rewards"] > 0.9 and row["reward"] < 0.9
+        flat = row["reward"] is not None and row["equal_rewards"] > 0.9 and row["reward"] < 0.9
         self.flat = self.flat + 1 if flat else 0
         if self.flat == 10:
             print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
@@ -279,10 +279,11 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
 
-    def show(self, progress: Progress, *line) -> None:
+    def show(self, progress: Progress, run: Run, row: dict) -> None:
         """Progress whose reader may have gone: a closed stdout asks to stop, too."""
         try:
-            progress.show(*line)
+            run.note_equal(row)
+            progress.show(run.step, run.cfg.steps, run.summary(row), run.finished)
         except (OSError, ValueError):
             self.asked, sys.stdout = True, open(os.devnull, "w")
 
@@ -291,8 +292,9 @@ class Stop:
         has been saved."""
         if left == 0:
             raise Stopped(f"stopped; step {run.step} is saved in {run.folder}")
-        if not self.answered:
+        if not self.answered and processes.rank() == 0:
             back = f"go back to step {run.saved}" if run.saved else "begin again"
-            print(f"\nstopping after {left} more updates; once more to stop now and {back}",
-                  file=sys.stderr, flush=True)
+            with suppress(OSError):  # stderr may have gone with stdout
+                print(f"\nstopping after {left} more updates; once more to stop now and {back}",
+                      file=sys.stderr, flush=True)
         self.answered = True
