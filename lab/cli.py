@@ -8,6 +8,7 @@ import difflib
 import math
 import os
 import sys
+import time
 import traceback
 from dataclasses import field, fields
 
@@ -161,9 +162,11 @@ def run_command(program: str, work) -> None:
         sys.stdout.flush()
         processes.end()
     except InputError as e:
-        if processes.rank() > 0 and not processes.working_alone:
-            sys.exit(2)  # process 0 says the same
-        fail(program, f"process {processes.rank()}: {e}" if processes.size() > 1 else e)
+        if not processes.is_first() and not processes.working_alone:
+            time.sleep(5)  # process 0 says the same, unless torchrun ends it before it can
+            sys.exit(2)
+        only_here = processes.working_alone and processes.size() > 1
+        fail(program, f"process {processes.rank()}: {e}" if only_here else e)
     except RewardError as e:
         traceback.print_exception(e.__cause__)
         sys.exit(1)
@@ -173,8 +176,11 @@ def run_command(program: str, work) -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         sys.stdout = open(os.devnull, "w")
         sys.exit(1)
+    except OSError as e:  # a full disk; those of the user's reward are RewardErrors
+        fail(program, e)
     except (run.Stopped, KeyboardInterrupt) as e:
-        print(f"\n{e or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        if processes.is_first():
+            print(f"\n{e or 'stopped'}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     finally:
         run.unlock_all()

@@ -61,6 +61,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def is_first() -> bool:
+    """Does this process speak for all? Known before they have met."""
+    return int(os.environ.get("WORLD_SIZE", 1)) <= 1 or os.environ.get("RANK", "0") == "0"
+
+
 def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 

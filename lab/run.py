@@ -200,8 +200,9 @@ class Run:
         for name, value in zip(COSTS, (fp, fp_grad, fp_mle, tokens)):
             self.counts[name] += int(value)
         if not math.isfinite(mle + rl):
+            rate = "--lr" if self.base else "--base_lr"
             raise InputError(f"{self.folder}: the loss is not finite at step {self.step}; try a "
-                             f"smaller --lr{' and another --out' if self.saved else ''}")
+                             f"smaller {rate}{' and another --out' if self.saved else ''}")
         row = {"reward": None, "equal_rewards": None, "mle_loss": mle / n, "rl_loss": rl / n}
         if rewards:
             row |= {"reward": reward / samples, "equal_rewards": equal / n}
