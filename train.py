@@ -348,8 +348,7 @@ def fit(run: Run, work: Work, name: str) -> None:
                 run.save()
             if stopping:
                 stop.answer(run, left)
-    run.close()
-    processes.first(lambda: None)  # best.pt is there
+    processes.first(run.close)  # from here on best.pt is there for all
 
 
 def base_config(cfg: Config) -> Config:
@@ -366,7 +365,7 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
     """The base model in a folder, trained unless it is there already."""
     cfg = base_config(cfg)
     policy = work.new_policy(cfg)
-    processes.first(lambda: claim(folder, cfg, identity(cfg, work.data_hash)))
+    processes.first(claim, folder, cfg, identity(cfg, work.data_hash))
     fit(Run(cfg, policy, folder, make_optimizer(cfg, policy.model)), work, "base")
     return load_policy(f"{folder}/best.pt", work.device)
 
@@ -374,12 +373,12 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
 def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:
     """Train one setting from the base in a folder of its own, and test it -> its row."""
     run_id = identity(cfg, work.data_hash, base_hash=weights_hash(base))
-    processes.first(lambda: claim(folder, cfg, run_id))
+    processes.first(claim, folder, cfg, run_id)
     policy = base.copy()
     base.model.pushed.zero_()
     run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), base.model.eval())
     fit(run, work, name)
-    return processes.first(lambda: evaluate.tested(cfg, name, folder, base, work))
+    return processes.first(evaluate.tested, cfg, name, folder, base, work)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -433,21 +432,18 @@ def compare(given: dict) -> None:
     for config in bases.values():
         work.use_reward(config.reward)
         work.new_policy(config)
-    processes.first(lambda: claim(cfg.out, cfg, {}))
+    processes.first(claim, cfg.out, cfg, {})
 
-    rows, made, path = [], {}, f"{cfg.out}/results.json"
-    if varied:
-        path = f"{cfg.out}/vary-{varied}.json"
+    rows, made, table = [], {}, f"vary-{varied}" if varied else "results"
     for value, config, folder, home in runs:
         work.use_reward(config.reward)
         if home not in made:
             base = made[home] = make_base(config, home, work)
             if not varied:
-                rows.append(processes.first(lambda: evaluate.tested(
-                    base_config(config), "base", home, base, work)))
+                rows.append(processes.first(evaluate.tested, bases[home], "base", home, base, work))
         row = run_one(config, config.setting, folder, made[home], work)
         rows.append(row | ({"flag": varied, "value": value} if varied else {}))
-        processes.first(lambda: write_json(rows, path))
+        processes.first(write_json, rows, f"{cfg.out}/{table}.json")
     if processes.rank() == 0 and varied:
         print("\n" + report.vary_report(cfg.out, varied, rows))
     elif processes.rank() == 0:
@@ -467,8 +463,8 @@ def train(given: dict) -> None:
     if cfg.init:
         base = given_base(cfg, given, work)
     else:
-        run_id = identity(cfg, work.data_hash)
-        processes.first(lambda: claim(cfg.out, cfg, run_id))  # --resume may follow from here on
+        # --resume may follow from here on.
+        processes.first(claim, cfg.out, cfg, identity(cfg, work.data_hash))
         base = make_base(cfg, f"{cfg.out}/base", work)
     print("\n" + report.run_report(run_one(cfg, cfg.setting, cfg.out, base, work)))
 

@@ -97,14 +97,14 @@ def average_gradients(model: torch.nn.Module) -> None:
         p.grad = grad.view_as(p)
 
 
-def first(work):
-    """Process 0 does the work; every process gets what it returns, or its InputError."""
+def first(work, *args):
+    """Process 0 calls work(*args); every process gets what it returns, or its InputError."""
     if size() == 1:
-        return work()
+        return work(*args)
     outcome = [None, None]
     if rank() == 0:
         try:
-            outcome[0] = work()
+            outcome[0] = work(*args)
         except InputError as e:
             outcome[1] = str(e)
     with exchange():

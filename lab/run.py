@@ -229,9 +229,8 @@ class Run:
             self.logs["metrics.jsonl"].flush()
 
     def close(self) -> None:
-        if processes.rank() == 0:
-            for file in self.logs.values():
-                file.close()
+        for file in self.logs.values():
+            file.close()
 
 
 # --------------------------------------------------------------------------------------------------
