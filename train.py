@@ -297,7 +297,11 @@ def update(run: Run, batches: Batches, reward) -> list[dict]:
 
 
 def make_optimizer(cfg: Config, model) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    how = dict(lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    try:
+        return torch.optim.AdamW(model.parameters(), **how, fused=True)
+    except RuntimeError:  # not on this device, in this PyTorch
+        return torch.optim.AdamW(model.parameters(), **how)
 
 
 def rate(cfg: Config, done: float) -> float:
