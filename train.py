@@ -91,8 +91,8 @@ class Config:
     accumulate: int = flag(1, "batches per update and process", least=1)
     lr: float = flag(3e-4, "peak learning rate of RL")
     # the base model
-    base_steps: int = flag(400, "updates of imitation before RL", least=1)
-    base_masked: float = flag(1.0, "the share of them, the last, in which [MASK] gets a meaning",
+    base_steps: int = flag(500, "updates of imitation before RL", least=1)
+    base_masked: float = flag(0.3, "the share of them, the last, in which [MASK] gets a meaning",
                              most=1)
     base_lr: float = flag(4e-3, "their peak learning rate")
     base_batch: int = flag(32, "texts per update", least=1)
@@ -333,7 +333,7 @@ def fit(run: Run, work: Work, name: str) -> None:
 
             over = cfg.budget_fp and run.counts["fp"] >= cfg.budget_fp
             run.finished = bool(run.step >= cfg.steps or over)
-            if first and (run.step % cfg.eval_every == 0 or run.finished):
+            if first and (run.finished or evaluate.is_due(cfg, run.step)):
                 row |= evaluate.evaluate(run, val, reward)
                 row |= evaluate.diagnose(run, logs[-1])
             run.log(row)
@@ -367,7 +367,9 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
     policy = new_policy(cfg, work.dataset, work.device, work.tok)
     processes.first(lambda: claim(folder, cfg, identity(cfg, work.data_hash)))
     fit(Run(cfg, policy, folder, make_optimizer(cfg, policy.model)), work, "base")
-    return load_policy(f"{folder}/best.pt", work.device)
+    policy = load_policy(f"{folder}/best.pt", work.device)
+    evaluate.note_copying(policy, work.dataset["val"])
+    return policy
 
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:
