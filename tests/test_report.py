@@ -77,7 +77,7 @@ def test_cells_are_mean_and_sd():
 
 
 @pytest.mark.parametrize("name, scale, dropped", [
-    ("refresh", 1, set()), ("masked_refresh", 1000, {"K"}),
+    ("refresh", 1, set()), ("masked_refresh", 1000, {"K", "p_m"}),
     ("a name of thirty characters..", 1, {"K", "p_m", "refresh"})])
 def test_every_column_is_explained_within_the_width(name, scale, dropped):
     """Every column at once; larger figures and longer names cost columns, never the width."""
@@ -158,6 +158,8 @@ def test_compare_report(tmp_path, seeds):
     assert max(map(len, tables.splitlines())) <= 100
     for part in ("Cost until", "Facts that", "two test sources", "Øslo has 4", "report.txt"):
         assert part in text
+    assert text.splitlines()[0].split()[5] == "facts"
+    assert text.splitlines()[1].split()[3] == ("50%±0" if seeds else "50%")  # base: no p_m, no K
     assert "KL" not in text and "less online's" not in text
     full = (tmp_path / "report.txt").read_text(encoding="utf-8")
     assert all(part in full for part in tables.split("\n\n")) and "less online's" in full
@@ -310,6 +312,15 @@ def test_bad_input_is_one_line(tmp_path, capsys, content, expected):
     assert expected in error and error.count("\n") == 1 and str(tmp_path) in error
 
 
+def test_a_comparison_without_curves_is_one_line(tmp_path, capsys):
+    make_comparison(str(tmp_path), names=("base", "masked"))
+    os.remove(tmp_path / "masked/metrics.jsonl")
+    with pytest.raises(SystemExit, match="2"):
+        report.main([str(tmp_path), "--figure", str(tmp_path / "f.png")])
+    error = capsys.readouterr().err
+    assert "masked/metrics.jsonl" in error and error.count("\n") == 1
+
+
 def test_bad_flags_and_paths_are_one_line(tmp_path, capsys):
     make_comparison(str(tmp_path))
     for flags in ((), ("--figure",), ("--figure", f"{tmp_path}/none/f.png"),
@@ -323,7 +334,7 @@ def test_figures_survive_a_notebook_and_a_matplotlibrc(tmp_path):
     """A backend that matplotlib does not know, LaTeX asked for, and an ASCII locale."""
     make_comparison(str(tmp_path))
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\n")
-    done = run(tmp_path, "--figure", tmp_path / "f.png", MPLBACKEND="module://no_such_module",
+    done = run(tmp_path, "--figure", tmp_path / "f.png", MPLBACKEND="nonsense",
                MATPLOTLIBRC=str(tmp_path / "matplotlibrc"), LC_ALL="C", PYTHONUTF8="0")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert (tmp_path / "f.png").stat().st_size > 20_000
