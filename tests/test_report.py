@@ -52,7 +52,7 @@ def make_comparison(out, seeds=(), names=NAMES):
         for name in names:
             folder = f"{report.home_of(out, seeds, seed)}/{name}"
             rewards = [*CURVES.get(name, (.3, .8, .97))]
-            write_curve(folder, rewards, fp=5000 if name == "online" else 0 if name == "mle" else 50)
+            write_curve(folder, rewards, fp={"online": 5000, "mle": 0}.get(name, 50))
             report.write_predictions(folder, RECORDS, TEXTS)
             rows.append(make_row(name, seed, max(rewards) - .01 * seed))
     with open(f"{out}/results.json", "w") as file:
@@ -67,7 +67,8 @@ def make_comparison(out, seeds=(), names=NAMES):
 
 def test_cells_are_mean_and_sd():
     """Rewards .5 and .7: mean .6, sd .1414; costs have a mean alone; one seed has no spread."""
-    rows = [make_row("base", reward=.25), make_row("masked", 0, .5), make_row("masked", 1, .7, fp=300)]
+    rows = [make_row("base", reward=.25), make_row("masked", 0, .5),
+            make_row("masked", 1, .7, fp=300)]
     lines = report.tabulate(report.by_name(rows), report.COLUMNS).splitlines()
     assert lines[0].split() == ["setting", "val", "R", "test", "R", "FP", "seconds", "updates"]
     assert lines[1].split() == ["base", "0.250", "0.250", "100", "2.5", "9"]
@@ -82,7 +83,8 @@ def test_cells_are_mean_and_sd():
 def test_every_column_is_explained_within_the_width(name, scale, dropped):
     """Every column at once; larger figures and longer names cost columns, never the width."""
     rows = [make_row(name, seed, .95 + .01 * seed, p_m=.2, K=128, refresh=8, facts=.9 + .1 * seed,
-                     slot_error=.02 + .03 * seed, fp=361_927 * scale, seconds=71.6 * scale, steps=160)
+                     slot_error=.02 + .03 * seed, fp=361_927 * scale, seconds=71.6 * scale,
+                     steps=160)
             for seed in (0, 1)]
     lines = report.tabulate({name: rows}, report.COLUMNS).splitlines()
     assert max(map(len, lines)) <= 100
@@ -165,7 +167,8 @@ def test_compare_report(tmp_path, seeds):
     assert all(part in full for part in tables.split("\n\n")) and "less online's" in full
     assert all(heading in full for heading, _, _ in report.MORE_COLUMNS.values()
                if heading not in ("BLEU", "RougeL", "entropy", "KL", "dist2"))  # without values
-    assert (tmp_path / "outputs.txt").read_text(encoding="utf-8").count("\n") == 3 * (1 + len(NAMES))
+    outputs = (tmp_path / "outputs.txt").read_text(encoding="utf-8")
+    assert outputs.count("\n") == 3 * (1 + len(NAMES))
     assert (tmp_path / "compare.png").stat().st_size > 20_000
 
 
