@@ -47,7 +47,7 @@ COLUMNS = NAME | {
     "val_reward": ("val R", "{:.3f}", "reward of greedy validation texts, with the weights kept"),
     "test_reward": ("test R", "{:.3f}", "the same weights on the test split"),
     "facts": ("facts", "{:.0%}", "test texts that state every fact of their source rightly"),
-    "slot_error": ("slots", "{:.2%}", "slots of test sources that are missing or wrong in the texts"),
+    "slot_error": ("slots", "{:.2%}", "slots of the test sources that texts miss or get wrong"),
     "fp": ("FP", "{:,.0f}", "forward propagations that sample or score, in all of training"),
     "seconds": ("seconds", "{:.1f}", "of training, evaluation not counted"),
     "steps": ("updates", "{:.0f}", "optimizer steps"),
@@ -525,7 +525,7 @@ def write_beside(axis, texts: list[tuple]) -> list:
         taken.append(box.translated(*shift))
         written.append(artist)
         artist.set_position(np.array(shift) * 72 / axis.figure.dpi)
-        artist.arrow_patch.set_visible(not taken[-1].padded(2 * box.height).contains(*at))
+        artist.arrow_patch.set_visible(not taken[-1].padded(box.height).contains(*at))
     return written
 
 
