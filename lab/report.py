@@ -44,10 +44,10 @@ COLUMNS = NAME | {
     "p_m": ("p_m", "{:g}", "share of the tokens that the model samples; the rest is static text"),
     "K": ("K", "{:g}", "samples of each static text; online: of a source; offline: stored texts"),
     "refresh": ("refresh", "{:g}", "updates between two refreshes of the static text; 0: never"),
-    "val_reward": ("val R", "{:.3f}", "reward of greedy texts, validation, with the weights kept"),
+    "val_reward": ("val R", "{:.3f}", "reward of greedy validation texts, with the weights kept"),
     "test_reward": ("test R", "{:.3f}", "the same weights on the test split"),
     "facts": ("facts", "{:.0%}", "test texts that state every fact of their source rightly"),
-    "slot_error": ("slots", "{:.2%}", "slots of the test sources that are missing, wrong or added"),
+    "slot_error": ("slots", "{:.2%}", "slots of the test sources that texts miss or get wrong"),
     "fp": ("FP", "{:,.0f}", "forward propagations that sample or score, in all of training"),
     "seconds": ("seconds", "{:.1f}", "of training, evaluation not counted"),
     "steps": ("updates", "{:.0f}", "optimizer steps"),
@@ -530,7 +530,7 @@ def write_beside(axis, texts: list[tuple]) -> list:
         taken.append(box.translated(*shift))
         written.append(artist)
         artist.set_position(np.array(shift) * 72 / axis.figure.dpi)
-        artist.arrow_patch.set_visible(not taken[-1].padded(2 * box.height).contains(*at))
+        artist.arrow_patch.set_visible(not taken[-1].padded(box.height).contains(*at))
     return written
 
 
@@ -606,10 +606,13 @@ def make_figure(folders: list[str], path: str, spectrum: bool) -> list[str]:
             raise InputError(f"{out}: expected results.json or vary-FLAG.json of train.py")
         rows += results + sweeps
         if results:
-            seeds = [row["seed"] for row in results if os.path.isdir(f"{out}/seed{row['seed']}")]
+            seeds = [row["seed"] for row in results
+                     if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
             panels.append(panel_of(out, results, tuple(seeds), notes))
     if spectrum or len(panels) < len(folders):
-        failed = attempt(path, plot_spectrum, rows)
+        failed, notes = attempt(path, plot_spectrum, rows), []
+    elif not all(curves for _, curves, _ in panels):
+        raise InputError(" ".join(notes[:1]) or "expected a setting beside the base")
     else:
         failed = attempt(path, plot_compare, panels)
     if failed:
