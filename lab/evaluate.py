@@ -98,7 +98,10 @@ def copying(policy: Policy, records: list[Record], limit: int = 100) -> float | 
         logits = sorl.target_logits(policy.model, src, pad, text)[b, t]
         logp.append(log_probs(logits).gather(1, text[b, t][:, None]))
     policy.model.pushed.copy_(pushed)
-    return (logp[0] - logp[1] > math.log(10)).float().mean().item()
+    surprising = logp[1] < math.log(0.1)  # "snow" after "wet" needs no source
+    if not surprising.any():
+        return None
+    return (logp[0] - logp[1] > math.log(10))[surprising].float().mean().item()
 
 
 def words_of(text: str) -> set[str]:
