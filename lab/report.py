@@ -145,9 +145,9 @@ def read_predictions(folders: list[str], records: list) -> list[list[str]]:
     return runs
 
 
-def read_curve(folders: list[str]) -> dict[str, np.ndarray]:
-    """The evaluations that all these runs have, E of them -> means over the runs, (E,) each, of
-    step, costs and val_reward. Raises InputError."""
+def read_curve(folders: list[str]) -> dict:
+    """The evaluations that all these runs have, E of them -> step, costs and val_reward, means over
+    the runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
     keys, runs = ("step", *COSTS, "val_reward"), []
     for folder in folders:
         lines = read_lines(f"{folder}/metrics.jsonl", *keys)
@@ -155,7 +155,9 @@ def read_curve(folders: list[str]) -> dict[str, np.ndarray]:
     steps = [step for step in runs[0] if all(step in run for run in runs)]
     if not steps:
         raise InputError(f"{folders[0]}/metrics.jsonl: expected evaluations")
-    return {key: np.mean([[run[step][key] for step in steps] for run in runs], 0) for key in keys}
+    curves = [{key: np.array([run[step][key] for step in steps]) for key in keys} for run in runs]
+    means = {key: np.mean([curve[key] for curve in curves], 0) for key in keys}
+    return means | {"runs": curves}
 
 
 def gather(read, names, rows: list[dict], out: str, seeds: tuple, notes: list) -> dict:
@@ -221,10 +223,15 @@ def tabulate(groups: dict, columns: dict) -> str:
     return table + "\n\n" + "\n".join(f"  {heading:<10} {meaning}" for heading, meaning in meanings)
 
 
-def first_reach(curve: dict[str, np.ndarray], level: float) -> dict | None:
-    """Step and costs at the first evaluation whose validation reward is at least `level`."""
-    at = np.flatnonzero(curve["val_reward"] >= level)
-    return {key: float(curve[key][at[0]]) for key in ("step", *COSTS)} if len(at) else None
+def first_reach(curve: dict, level: float) -> dict | None:
+    """Step and costs at the first evaluation whose validation reward is at least `level`: the
+    median over the runs; None where half of them or more never get there."""
+    keys, reached = ("step", *COSTS), []
+    for run in curve["runs"]:
+        at = np.flatnonzero(run["val_reward"] >= level)
+        reached.append([run[key][at[0]] if len(at) else math.inf for key in keys])
+    median = dict(zip(keys, np.median(reached, 0).tolist()))
+    return median if math.isfinite(median["step"]) else None
 
 
 def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
@@ -238,10 +245,11 @@ def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
 
 
 def cost_table(curves: dict[str, dict]) -> str:
-    """What each setting has spent when its mean validation reward first reaches one level."""
+    """What each setting has spent when its validation reward first reaches one level."""
     level, origin = matched_level(curves)
     reached = {name: first_reach(curve, level) for name, curve in curves.items()}
     online = reached.get("online")
+    median = ", median over seeds" if any(len(c["runs"]) > 1 for c in curves.values()) else ""
     lines = [["setting", "FP", "seconds", "update", "fewer FP", "fewer sec.", "best", "last"]]
     for name, at in reached.items():
         cells = ["never"] * 3 + ["-"] * 2
@@ -251,7 +259,7 @@ def cost_table(curves: dict[str, dict]) -> str:
         reward = curves[name]["val_reward"]
         lines.append([name, *cells, f"{reward.max():.3f}", f"{reward[-1]:.3f}"])
     return f"""\
-Cost until the mean validation reward first reaches {level:.3f} ({origin}):
+Cost until the validation reward first reaches {level:.3f} ({origin}){median}:
 {align(lines)}
 
   fewer      how many times fewer FPs or seconds than online
