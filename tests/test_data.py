@@ -216,11 +216,12 @@ def test_files_are_utf8_and_output_survives_in_any_locale(tmp_path, console):
     (tmp_path / "flags.json").write_text('{"": {"reward": "chrf"}}', "utf-8")
     (tmp_path / "mine.py").write_text("def f(h, r, s): return [1] * len(h) # ☃", "utf-8")
     (tmp_path / "script.py").write_text(SCRIPT, "utf-8")
+    out = tmp_path / os.fsdecode("日本".encode())
     env = dict(os.environ, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0",
                PYTHONIOENCODING=console, PYTHONPATH=str(Path(data.__file__).parents[1]))
     result = subprocess.run(
-        [sys.executable, "-X", "warn_default_encoding", "-W", "ignore", "script.py", str(tmp_path),
-         str(tmp_path / "日本")], env=env, cwd=tmp_path, capture_output=True)
+        [sys.executable, "-X", "warn_default_encoding", "-W", "ignore", "script.py",
+         str(tmp_path), str(out)], env=env, cwd=tmp_path, capture_output=True)
     assert result.returncode == 0 and not result.stderr, result.stderr.decode("latin-1")
     assert b"400 lines read" in result.stdout and b"written to" in result.stdout
-    assert (tmp_path / "日本" / "train.jsonl").exists()
+    assert (out / "train.jsonl").exists()

@@ -384,7 +384,7 @@ def test_packages_and_installed_modules(folder):
     (folder / "statistics").mkdir()  # a folder of data hides no module
     with pytest.raises(InputError, match="'statistics' has no function 'meen'; did you mean 'mea"):
         load_reward("statistics:meen")
-    assert callable(load_reward("statistics:mean"))
+    assert callable(load_reward("statistics:mean")) and callable(load_reward("math:floor"))
 
 
 @pytest.mark.parametrize("spec, says", [

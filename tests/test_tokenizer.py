@@ -71,7 +71,8 @@ def test_long_runs_are_cut(run):
 
 
 @pytest.mark.parametrize("text", [
-    "मैं हिन्दी में लिखता हूँ", "ที่ นี่ น้ำ ผู้", "tiê\u0301ng viê\u0323t", "سَتَهْطِلُ أَمْطَارٌ", "می‌بارد", "naïve café"])
+    "मैं हिन्दी में लिखता हूँ", "ที่ นี่ น้ำ ผู้", "tiê\u0301ng viê\u0323t", "سَتَهْطِلُ أَمْطَارٌ",
+    "می‌بارد", "naïve café"])
 def test_words_of_every_language_become_tokens(text):
     """Combining marks and joiners belong to their word: after training each word is one token."""
     assert len(Tokenizer.train([text] * 5, 600).encode(text)) == len(text.split())
