@@ -240,8 +240,8 @@ def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
     name = "online" if "online" in curves else best
     reward = curves[name]["val_reward"]
     if reward.max() >= LEVEL:
-        return LEVEL, f"a fixed level, which {name} reaches"
-    return reward[-1] - MARGIN, f"{name}'s last value less {MARGIN}"
+        return LEVEL, "a fixed level"
+    return reward[-1] - MARGIN, f"{name}'s last less {MARGIN}"
 
 
 def cost_table(curves: dict[str, dict]) -> str:

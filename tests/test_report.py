@@ -112,9 +112,19 @@ def test_curve_is_the_mean_of_evaluations_that_all_seeds_have(tmp_path):
     curve = report.read_curve([f"{tmp_path}/a", f"{tmp_path}/b"])
     np.testing.assert_allclose(curve["val_reward"], (.2, .6))
     np.testing.assert_allclose(curve["fp"], (0, 20))
-    assert report.first_reach(curve, .6) == dict(
-        step=1, fp=20, seconds=1, fp_grad=0, fp_mle=0, tokens=0)
-    assert report.first_reach(curve, .61) is None
+
+
+def test_first_reach_is_the_median_of_what_each_seed_needed(tmp_path):
+    """Three seeds get to .6 at evaluation 2, 1 and never: FPs 20, 30 and without end; with two
+    that never do, neither does the median."""
+    folders = []
+    for name, rewards, fp in (("a", (.1, .5, .9), 10), ("b", (.3, .7, .7), 30), ("c", (.1,) * 3, 5)):
+        write_curve(tmp_path / name, rewards, fp=fp)
+        folders.append(f"{tmp_path}/{name}")
+    reached = report.first_reach(report.read_curve(folders), .6)
+    assert reached["fp"] == 30 and reached["step"] == 2
+    assert report.first_reach(report.read_curve(folders[:1]), .6)["fp"] == 20
+    assert report.first_reach(report.read_curve(folders[1:] + folders[2:]), .6) is None
 
 
 @pytest.mark.parametrize("rewards, level", [
