@@ -80,8 +80,8 @@ class Config:
     baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo"))
     adv_scale: bool = flag(True, "divide advantages by their standard deviation per source")
     length_norm: bool = flag(False, "divide a sample's log-probability by its actions")
-    mle_weight: float = flag(0.1, "weight of imitation during RL")
-    kl_weight: float = flag(0.0, "weight of KL(policy || base), summed over a text as RL feeds it")
+    mle_weight: float = flag(0.3, "weight of imitation during RL")
+    kl_weight: float = flag(0.1, "weight of KL(policy || base), summed over a text as RL feeds it")
     temperature: float = flag(1.0, "sampling temperature", least=1e-3)
     top_k: int = flag(0, "sample from the k likeliest tokens; 0 = all")
     # optimization
@@ -115,7 +115,7 @@ class Config:
 
 
 WARMUP, CLIP, MLE_P_M = 0.1, 1.0, 0.3  # share of the updates; gradient norm; M-FT's mask rate
-DEFAULTS = {  # for data that nobody tuned: "" for every setting, then what differs in one
+DEFAULTS = {  # where one setting differs from the Config above, on data that nobody tuned
     "offline": dict(num_static=3),
     "online": dict(K=8),
     "full": dict(K=8),
@@ -125,7 +125,7 @@ DEFAULTS = {  # for data that nobody tuned: "" for every setting, then what diff
 }
 QUICK = {  # --quick: a first look, instead of what the data set recommends
     "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5,
-             batch_size=16, steps=10),
+             batch_size=16, steps=10, mle_weight=0.1, kl_weight=0.0),
     "masked": dict(steps=20, batch_size=32),
     "static": dict(steps=20, batch_size=32),
     "refresh": dict(steps=40),
