@@ -400,20 +400,37 @@ def vary_report(out: str, flag: str, rows: list[dict]) -> str:
     Raises OSError where the rows cannot be written.
     """
     write_text(f"{out}/vary-{flag}.json", json.dumps(rows, indent=1) + "\n")
-    groups, first = {}, {}  # (setting, value) -> rows; setting -> its first value's test rewards
+    groups, first, notes = {}, {}, []  # first: setting -> test rewards at its first value
     for row in rows:
         groups.setdefault((row["name"], str(row["value"])), []).append(row)
     for (name, value), group in groups.items():
         tested = {row["seed"]: row["test_reward"] for row in group}
         less = paired(tested, first[name]) if name in first else ""
         first.setdefault(name, tested)
-        groups[name, value] = [row | {"value": value, "less": less} for row in group]
+        reached = reached_by(f"{name}-{flag}_{value}", group, out, notes)
+        groups[name, value] = [row | {"value": value, "less": less} | reached for row in group]
     columns = NAME | {"value": (flag, "{}", "")}
     columns |= {key: COLUMNS[key] for key in ("val_reward", "test_reward")}
-    columns["less"] = ("less first", "{}", "test R less that of the setting's first value")
+    columns |= {
+        "less": ("less first", "{}", "test R less that of the setting's first value"),
+        "reach_fp": (f"FP to {LEVEL}", "{}", "FPs until validation first reached it (median)"),
+        "reach_seconds": ("s", "{}", "seconds until then")}
     columns |= {key: COLUMNS[key] for key in ("slot_error", "fp", "seconds", "steps")}
-    text = tabulate(groups, columns)
+    text = "\n".join([tabulate(groups, columns), *notes])
     return "\n".join([text, *attempt(f"{out}/vary-{flag}.txt", write_text, text + "\n")])
+
+
+def reached_by(folder: str, group: list[dict], out: str, notes: list) -> dict:
+    """What the runs of one value had spent when they reached LEVEL, as cells of the table."""
+    try:
+        curve = read_curve([f"{out}/seed{row['seed']}/{folder}" for row in group])
+    except InputError as error:
+        notes.append(str(error))
+        return {}
+    at = first_reach(curve, LEVEL)
+    if at is None:
+        return {"reach_fp": "never", "reach_seconds": "-"}
+    return {"reach_fp": f"{at['fp']:,.0f}", "reach_seconds": f"{at['seconds']:.1f}"}
 
 
 # -------------------------------------------------------------------------------------------------
