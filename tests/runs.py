@@ -15,7 +15,7 @@ from data.rewards import load_reward
 ROOT = os.path.dirname(os.path.abspath(train.__file__))
 SHAPE = "--n_layer 1 --n_embd 16 --vocab_size 300 --block_size 64".split()
 RUN = [*SHAPE, *"--batch_size 4 --steps 6 --eval_every 2 --eval_size 6 --save_every 3".split(),
-       "--device", "cpu"]
+       *"--kl_weight 0 --device cpu".split()]
 TINY = [*RUN, *"--base_steps 4 --base_batch 8".split()]
 FEW = ("--K", "3")
 SETTINGS = {  # every setting, and every flag of the method somewhere
