@@ -199,6 +199,12 @@ def unused_flags(cfg: Config) -> set[str]:
     return unused
 
 
+def ignored(cfg: Config, given: dict) -> set[str]:
+    """The given flags that change nothing; a value that the setting has anyway may be typed."""
+    fixed = {name for name in SETTINGS[cfg.setting] if given.get(name) == getattr(cfg, name)}
+    return given.keys() & unused_flags(cfg) - fixed
+
+
 # --------------------------------------------------------------------------------------------------
 # One update
 
@@ -401,13 +407,13 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
             continue
         for word, value in values:
             cfg = make_config(given | ({varied: value} if varied else {}), name)
-            unused.append(unused_flags(cfg))
-            if varied not in unused[-1]:
+            unused.append(ignored(cfg, given))
+            if varied not in unused_flags(cfg):
                 configs.append((word, cfg))
             elif "settings" in given:
                 raise InputError(f"--vary {varied}: the setting {name} fixes or ignores it")
-    if useless := set.intersection(*unused) & {*given, varied}:
-        raise InputError(f"--{useless.pop()}: no setting of this comparison uses it")
+    if useless := set.intersection(*unused) or (set() if configs else {varied}):
+        raise InputError(f"--{min(useless)}: no setting of this comparison uses it")
 
     runs = []
     for seed in seeds or (configs[0][1].seed,):
@@ -460,9 +466,8 @@ def compare(given: dict) -> None:
 def train(given: dict) -> None:
     """One run from OUT/base, from --init, or on from where --resume stopped; prints its row."""
     cfg = resumed(Config, given) if "resume" in given else make_config(given)
-    for name in given.keys() & unused_flags(cfg):
-        if name not in SETTINGS[cfg.setting] or given[name] != getattr(cfg, name):
-            raise InputError(f"--{name}: the setting {cfg.setting} fixes or ignores it")
+    if useless := ignored(cfg, given):
+        raise InputError(f"--{min(useless)}: the setting {cfg.setting} fixes or ignores it")
     work = Work(cfg)
     if reason := nothing_to_learn(cfg, work):
         raise InputError(reason)
@@ -491,7 +496,7 @@ def command(argv: list[str]) -> None:
     given = parse_args(argv, Config, {"quick": "a first look: a tiny model, about a minute"})
     mode = given.setdefault("mode", "train" if "resume" in given else "compare")
     if unused := given.keys() - USED[mode]:
-        raise InputError(f"--{unused.pop()}: --mode {mode} does not use it")
+        raise InputError(f"--{min(unused)}: --mode {mode} does not use it")
     processes.begin(given.get("device", "auto"))
     if mode == "compare":
         compare(given)
