@@ -315,7 +315,8 @@ def sample_mode(cfg, given, policy, dataset, reward) -> None:
     A source of the data has its static text and references; another starts from the policy's
     greedy text, and there is nothing to compare the fills with."""
     tok, model = policy.tok, policy.model.eval()
-    source = cfg.source.strip() or dataset["test"][0].source
+    source = os.fsencode(cfg.source).decode("utf-8", "replace").strip()  # in an ASCII locale, too
+    source = source or dataset["test"][0].source
     if len(tok.encode(source)) + policy.T > model.config.block_size:
         raise InputError(f"--source: {len(tok.encode(source))} tokens; expected at most "
                          f"{model.config.block_size - policy.T}")
