@@ -270,6 +270,10 @@ def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, re
     if cfg.refresh:
         kept[..., -1] = False  # an end token there may be a cut
     given = sorl.rollout_given(logits, batch.static, kept, cfg.temperature if cfg.refresh else 1.0)
+    if not cfg.refresh:
+        # The policy did not write these. GOLD's weights (Pang and He 2021), each token's own
+        # probability, keep what it would never write from dominating, and offline from falling.
+        given.logp = given.logp * given.logp.detach().exp()
     rewards = score(reward, policy, batch.static, batch)
     A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
     return rewards, sorl.policy_loss(given, A, cfg.length_norm)
