@@ -214,7 +214,7 @@ def policy_loss(rollout: Rollout, A, length_norm: bool = False):
 def mle_loss(logits, target, lengths):
     """Cross-entropy summed over the tokens of target (N,T), EOS included: logits (N,T,V) -> scalar.
 
-    In nats; lengths (R,). Divide by lengths.sum() for the mean per token."""
+    In nats; lengths (N,). Divide by lengths.sum() for the mean per token."""
     inside = torch.arange(target.size(1), device=target.device) < lengths[:, None]
     at = inside.nonzero(as_tuple=True)  # once: it waits for the device
     return F.cross_entropy(logits[at].float(), target[at], reduction="sum")
@@ -260,7 +260,7 @@ def masked_runs(mask):
 def fill_accuracy(logits, static, mask, depths: int = 4) -> list[float | None]:
     """How often the likeliest fill gives the static token back, by depth inside a masked run.
 
-    logits (N,T,V), static and mask (N,T) -> a share for depth 1, 2, … and for `depths` and deeper,
+    logits (N,T,V), static and mask (N,T) -> a share for depth 1, 2, … and for `depths` or more,
     None where a depth does not occur. It falls with depth, because the columns just before are
     hidden, too."""
     right = log_probs(logits, end=False).argmax(-1) == static
