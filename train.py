@@ -20,10 +20,9 @@ from lab import evaluate, processes, report
 from lab.batches import Batches
 from lab.cli import (check_ranges, check_tuned, flag, flags_of, parse_args, parse_vary,
                      run_command)
-from lab.policy import (Policy, autocast, load_policy, machine_of, new_policy, score, weights_hash,
-                        write_json)
+from lab.policy import (Policy, autocast, load_policy, machine_of, score, weights_hash, write_json)
 from lab.run import PLACES, Progress, Run, Stop, check_folder, claim, identity, resumed
-from lab.work import Work, can_learn, given_base
+from lab.work import Work, given_base, nothing_to_learn
 
 # --------------------------------------------------------------------------------------------------
 # Settings: what each name of the paper's spectrum is, whatever the flags say
@@ -133,6 +132,8 @@ QUICK = {  # --quick: a first look, instead of what the data set recommends
     "reuse": dict(steps=40),
 }
 NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
+BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_embd", "block_size",
+        "max_len", "vocab_size", "reward", "eval_size"}  # what a base depends on
 
 
 def setting_of(given: dict) -> str:
@@ -152,7 +153,7 @@ def make_config(given: dict, name: str = "") -> Config:
     and what the setting is. Raises InputError for values that no run could use."""
     name, folder = name or setting_of(given), given.get("data", Config.data)
     tuned = QUICK if "quick" in given else data.flags_of(folder)
-    tuned = check_tuned(Config, tuned, SETTINGS, NOT_TUNING, f"{folder}/flags.json")
+    tuned = check_tuned(Config, tuned, SETTINGS, NOT_TUNING, BASE, f"{folder}/flags.json")
     flags = {}
     for layer in (DEFAULTS, tuned):
         flags |= layer.get("", {}) | layer.get(name, {})
@@ -191,6 +192,10 @@ def unused_flags(cfg: Config) -> set[str]:
         unused |= {"temperature", "top_k"}
     if cfg.refresh == 0:
         unused |= {"num_stored"}
+    elif cfg.num_stored == 0:
+        unused |= {"stored"}
+    if cfg.init:
+        unused |= {name for name in BASE if name.startswith("base_")}
     return unused
 
 
@@ -341,26 +346,25 @@ def fit(run: Run, work: Work, name: str) -> None:
                 row |= evaluate.evaluate(run, val, reward)
                 row |= evaluate.diagnose(run, logs[-1])
             run.log(row)
+            stop.show(progress, run, row)
 
             stopping = processes.any_of(stop.asked, run.policy.device)  # all at the same step
             left = -run.step % max(1, cfg.refresh)  # updates to the next refresh
-            due = run.step - (run.saved or 0) >= cfg.save_every or stopping
-            if run.finished or due and left == 0:
+            left = 0 if run.finished else min(left, cfg.steps - run.step)
+            due = run.finished or stopping or run.step - (run.saved or 0) >= cfg.save_every
+            if due and left == 0:
                 run.save()
-            stop.show(progress, run.step, cfg.steps, run.summary(row), run.finished)
-            if stopping and not run.finished:
+            if stopping:
                 stop.answer(run, left)
-    run.close()
-    processes.first(lambda: None)  # best.pt is there
+    processes.first(run.close)  # from here on best.pt is there for all
 
 
 def base_config(cfg: Config) -> Config:
     """The run of the base model; what does not concern it is reset, so that settings share it."""
-    same = ("data", "reward", "seed", "base_steps", "base_masked", "base_lr", "base_batch",
-            "n_layer", "n_embd", "block_size", "max_len", "vocab_size", "eval_size")
+    same = {name: getattr(cfg, name) for name in (*BASE, "data", "seed")}
     return replace(
-        Config(), **{name: getattr(cfg, name) for name in same}, **SETTINGS["mle"], mode="train",
-        setting="mle", steps=cfg.base_steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
+        Config(), **same, **SETTINGS["mle"], mode="base", setting="mle",
+        steps=cfg.base_steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
         eval_every=max(1, cfg.base_steps // 6),
         masked_from=round(cfg.base_steps * (1 - cfg.base_masked)))
 
@@ -368,8 +372,8 @@ def base_config(cfg: Config) -> Config:
 def make_base(cfg: Config, folder: str, work: Work) -> Policy:
     """The base model in a folder, trained unless it is there already."""
     cfg = base_config(cfg)
-    policy = new_policy(cfg, work.dataset, work.device, work.tok)
-    processes.first(lambda: claim(folder, cfg, identity(cfg, work.data_hash)))
+    policy = work.new_policy(cfg)
+    processes.first(claim, folder, cfg, identity(cfg, work.data_hash))
     fit(Run(cfg, policy, folder, make_optimizer(cfg, policy.model)), work, "base")
     policy = load_policy(f"{folder}/best.pt", work.device)
     evaluate.note_copying(policy, work.dataset["val"])
@@ -378,66 +382,78 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:
     """Train one setting from the base in a folder of its own, and test it -> its row."""
-    run_id = identity(cfg, work.data_hash, weights_hash(base))
-    processes.first(lambda: claim(folder, cfg, run_id))
+    run_id = identity(cfg, work.data_hash, base_hash=weights_hash(base))
+    processes.first(claim, folder, cfg, run_id)
     policy = base.copy()
     base.model.pushed.zero_()
     run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), base.model.eval())
     fit(run, work, name)
-    return processes.first(lambda: evaluate.tested(cfg, name, folder, base, work))
+    return processes.first(evaluate.tested, cfg, name, folder, base, work)
 
 
 # --------------------------------------------------------------------------------------------------
 # The comparison, one run, and the command line
 
 
-def plan(given: dict) -> list[tuple[str, str, str, Config]]:
-    """What a comparison runs: (setting, value of the varied flag, name of its folder, config)."""
-    settings = given.get("settings", USUAL)
-    flag_name, values = parse_vary(given.get("vary", ()), Config, NOT_TUNING)
-    runs = []
+def plan(given: dict) -> list[tuple[str, Config, str, str]]:
+    """What a comparison runs: (value of the varied flag, config, its folder, its base's folder)."""
+    settings, seeds = given.get("settings", USUAL), given.get("seeds", ())
+    varied, values = parse_vary(given.get("vary", ()), Config, NOT_TUNING)
+    configs, unused = [], []
     for name in SETTINGS:
-        for word, value in values if name in settings or "all" in settings else ():
-            varied = {flag_name: value} if flag_name else {}
-            cfg = make_config(given | varied, name)
-            if flag_name and flag_name in unused_flags(cfg):
-                if "settings" not in given:
-                    continue
-                raise InputError(f"--vary {flag_name}: the setting {name} fixes or ignores it")
-            runs.append((name, word, f"{name}-{flag_name}_{word}" if flag_name else name, cfg))
-    unused = set.intersection(*(unused_flags(cfg) for *_, cfg in runs)) if runs else {flag_name}
-    if useless := unused & {*given, flag_name}:
+        if name not in settings and "all" not in settings:
+            continue
+        for word, value in values:
+            cfg = make_config(given | ({varied: value} if varied else {}), name)
+            unused.append(unused_flags(cfg))
+            if varied not in unused[-1]:
+                configs.append((word, cfg))
+            elif "settings" in given:
+                raise InputError(f"--vary {varied}: the setting {name} fixes or ignores it")
+    if useless := set.intersection(*unused) & {*given, varied}:
         raise InputError(f"--{useless.pop()}: no setting of this comparison uses it")
+
+    runs = []
+    for seed in seeds or (configs[0][1].seed,):
+        for word, cfg in configs:
+            home = f"{cfg.out}/seed{seed}" if seeds or varied else cfg.out
+            suffix = f"-{varied}_{word}" if varied else ""
+            base = f"{home}/base{suffix if varied in BASE else ''}"
+            runs.append((word, replace(cfg, seed=seed), f"{home}/{cfg.setting}{suffix}", base))
     return runs
 
 
 def compare(given: dict) -> None:
     """Settings, or values of a flag, from the same base for each seed: a table and a figure."""
     runs = plan(given)
-    cfg = runs[0][-1]
-    work, varied, seeds = Work(cfg), "".join(cfg.vary[:1]), cfg.seeds or (cfg.seed,)
-    runs = [run for run in runs if can_learn(run[-1], work, alone=len(runs) == 1)]
-    homes = {seed: f"{cfg.out}/seed{seed}" if cfg.seeds or varied else cfg.out for seed in seeds}
-    for seed in seeds:  # before any work
-        for _, _, folder, config in runs:
-            check_folder(f"{homes[seed]}/{folder}",
-                         identity(replace(config, seed=seed), work.data_hash))
-    work.prepare(new_policy(base_config(cfg), work.dataset, work.device))
-    processes.first(lambda: claim(cfg.out, cfg, {}))
+    cfg = runs[0][1]
+    work, varied = Work(cfg), "".join(cfg.vary[:1])
+    reasons = [nothing_to_learn(config, work) for _, config, _, _ in runs]
+    if all(reasons):
+        raise InputError(reasons[0])
+    for reason in filter(None, reasons):
+        work.note(f"{reason}; left out")
+    runs = [run for run, reason in zip(runs, reasons) if not reason]
 
-    rows, path = [], f"{cfg.out}/" + (f"vary-{varied}.json" if varied else "results.json")
-    for seed in seeds:
-        for name, value, folder, config in runs:
-            config, home = replace(config, seed=seed), f"{homes[seed]}/base"
-            if base_config(config) != base_config(replace(cfg, seed=seed)):
-                home += f"-{varied}_{value}"
-            base = make_base(config, home, work)
-            if not varied and not any(r["name"] == "base" and r["seed"] == seed for r in rows):
-                rows.append(processes.first(lambda: evaluate.tested(
-                    base_config(config), "base", home, base, work)))
-            row = run_one(config, name, f"{homes[seed]}/{folder}", base, work)
-            rows.append(row | ({"flag": varied, "value": value} if varied else {}))
-            processes.first(lambda: write_json(rows, path))
+    configs = {folder: config for _, config, folder, _ in runs}
+    bases = {folder: base_config(config) for _, config, _, folder in runs}
+    for folder, config in (configs | bases).items():  # all mistakes before any work
+        check_folder(folder, config.mode, identity(config, work.data_hash))
+    for config in bases.values():
+        work.use_reward(config.reward)
+        work.new_policy(config)
+    processes.first(claim, cfg.out, cfg, {})
+
+    rows, made, table = [], {}, f"vary-{varied}" if varied else "results"
+    for value, config, folder, home in runs:
+        work.use_reward(config.reward)
+        if home not in made:
+            base = made[home] = make_base(config, home, work)
+            if not varied:
+                rows.append(processes.first(evaluate.tested, bases[home], "base", home, base, work))
+        row = run_one(config, config.setting, folder, made[home], work)
+        rows.append(row | ({"flag": varied, "value": value} if varied else {}))
+        processes.first(write_json, rows, f"{cfg.out}/{table}.json")
     if processes.rank() == 0 and varied:
         print("\n" + report.vary_report(cfg.out, varied, rows))
     elif processes.rank() == 0:
@@ -452,12 +468,13 @@ def train(given: dict) -> None:
         if name not in SETTINGS[cfg.setting] or given[name] != getattr(cfg, name):
             raise InputError(f"--{name}: the setting {cfg.setting} fixes or ignores it")
     work = Work(cfg)
-    can_learn(cfg, work, alone=True)
-    check_folder(cfg.out, identity(cfg, work.data_hash))
+    if reason := nothing_to_learn(cfg, work):
+        raise InputError(reason)
     if cfg.init:
         base = given_base(cfg, given, work)
     else:
-        work.prepare(new_policy(base_config(cfg), work.dataset, work.device))
+        # --resume may follow from here on.
+        processes.first(claim, cfg.out, cfg, identity(cfg, work.data_hash))
         base = make_base(cfg, f"{cfg.out}/base", work)
     print("\n" + report.run_report(run_one(cfg, cfg.setting, cfg.out, base, work)))
 

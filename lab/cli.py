@@ -8,6 +8,7 @@ import difflib
 import math
 import os
 import sys
+import time
 import traceback
 from dataclasses import field, fields
 
@@ -100,10 +101,11 @@ def parse_vary(words: tuple, config, barred) -> tuple[str, list[tuple]]:
         raise InputError(f"--vary {f.name}: {e}") from None
 
 
-def check_tuned(config, layers: dict, settings, barred, where: str) -> dict[str, dict]:
+def check_tuned(config, layers: dict, settings, barred, shared, where: str) -> dict[str, dict]:
     """What a data set recommends: setting ("" for all) -> flags, their values of the right type.
 
-    Raises InputError for a setting or flag that there is not, or that no data may choose."""
+    Raises InputError for a setting or flag that there is not, that no data may choose, or (the
+    `shared` ones) that settings of one comparison cannot have different values of."""
     known, checked = flags_of(config), {}
     for setting, flags in layers.items():
         if setting and setting not in settings:
@@ -112,6 +114,9 @@ def check_tuned(config, layers: dict, settings, barred, where: str) -> dict[str,
         for name, value in flags.items():
             if name not in known or name in barred:
                 raise InputError(f"{where}: {name!r} is no flag that data may choose")
+            if setting and name in shared:
+                raise InputError(f"{where}: {name!r} belongs under '', since all settings share "
+                                 f"a base; found under {setting!r}")
             kind, choices = known[name].metadata["kind"], known[name].metadata["choices"]
             if kind is float and type(value) is int:
                 value = float(value)
@@ -157,9 +162,11 @@ def run_command(program: str, work) -> None:
         sys.stdout.flush()
         processes.end()
     except InputError as e:
-        if processes.rank() > 0 and not processes.working_alone:
-            sys.exit(2)  # process 0 says the same
-        fail(program, f"process {processes.rank()}: {e}" if processes.size() > 1 else e)
+        if not processes.is_first() and not processes.working_alone:
+            time.sleep(5)  # process 0 says the same, unless torchrun ends it before it can
+            sys.exit(2)
+        only_here = processes.working_alone and processes.size() > 1
+        fail(program, f"process {processes.rank()}: {e}" if only_here else e)
     except RewardError as e:
         traceback.print_exception(e.__cause__)
         sys.exit(1)
@@ -169,8 +176,11 @@ def run_command(program: str, work) -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         sys.stdout = open(os.devnull, "w")
         sys.exit(1)
+    except OSError as e:  # a full disk; those of the user's reward are RewardErrors
+        fail(program, e)
     except (run.Stopped, KeyboardInterrupt) as e:
-        print(f"\n{e or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        if processes.is_first():
+            print(f"\n{e or 'stopped'}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     finally:
         run.unlock_all()

@@ -14,8 +14,9 @@ from data.e2e import has_slots, slot_errors
 from data.rewards import bleu, load_reward, rouge
 from lab import report
 from lab.batches import best_first
-from lab.policy import (Policy, autocast, load, load_policy, pick_device, policy_state, read_json,
-                        save, score, write_json)
+from lab.cli import check_ranges
+from lab.policy import (Policy, autocast, load, load_policy, pick_device, policy_state, save,
+                        score, write_json)
 from lab.run import Progress, Run
 from lab.work import Work, check_lengths
 from model import generate, log_probs
@@ -205,8 +206,7 @@ def evaluate(run: Run, records: list[Record], reward) -> dict:
 
 def tested(cfg, name: str, folder: str, base: Policy, work: Work) -> dict:
     """The row of a finished run; tested once, and then read from its results.json."""
-    done = read_json(f"{folder}/results.json")
-    if done:
+    if done := report.read_rows(f"{folder}/results.json"):
         return done[0]
     state = load(f"{folder}/ckpt.pt")
     policy = load_policy(f"{folder}/best.pt", base.device)
@@ -238,6 +238,7 @@ def command(mode: str, config, given: dict) -> None:
                          f"out/refresh/best.pt")
     state = load(given["init"])
     cfg = replace(config(**state["config"]), **given)
+    check_ranges(cfg)
     policy = load_policy(cfg.init, pick_device(cfg.device), state)
     print(f"{cfg.init}: data {cfg.data}, reward {cfg.reward}")
     dataset, reward = data.load_dataset(cfg.data), load_reward(cfg.reward)

@@ -61,6 +61,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def is_first() -> bool:
+    """Does this process speak for all? Known before they have met."""
+    return int(os.environ.get("WORLD_SIZE", 1)) <= 1 or os.environ.get("RANK", "0") == "0"
+
+
 def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -92,14 +97,14 @@ def average_gradients(model: torch.nn.Module) -> None:
         p.grad = grad.view_as(p)
 
 
-def first(work):
-    """Process 0 does the work; every process gets what it returns, or its InputError."""
+def first(work, *args):
+    """Process 0 calls work(*args); every process gets what it returns, or its InputError."""
     if size() == 1:
-        return work()
+        return work(*args)
     outcome = [None, None]
     if rank() == 0:
         try:
-            outcome[0] = work()
+            outcome[0] = work(*args)
         except InputError as e:
             outcome[1] = str(e)
     with exchange():

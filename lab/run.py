@@ -6,6 +6,7 @@
 
 A checkpoint is written only where a refresh begins, so static texts are no part of the state.
 """
+import glob
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -62,45 +64,48 @@ def unlock_all() -> None:
         LOCKS.popitem()[1].close()
 
 
-def identity(cfg, data_hash: str, base_hash: str = "") -> dict:
+def identity(cfg, data_hash: str, **hashes: str) -> dict:
     """What makes two runs the same, as config.json holds it beside the places."""
     run = {name: value for name, value in asdict(cfg).items() if name not in PLACES}
     # A · P batches an update, however they are shared out.
     run["accumulate"] = cfg.accumulate * processes.size()
-    return json.loads(json.dumps(run | {"data_hash": data_hash, "base_hash": base_hash}))
+    return json.loads(json.dumps(run | {"data_hash": data_hash} | hashes))
 
 
-def check_folder(folder: str, run: dict | None = None) -> dict | None:
-    """What config.json in a folder says; None for a folder that may be taken.
-
-    A folder is taken for good when it holds a checkpoint. Raises InputError where it holds a
-    checkpoint of another run, or files of another program."""
+def check_folder(folder: str, mode: str, run: dict) -> None:
+    """Raises InputError where a folder holds a checkpoint of another run, or of another mode's
+    runs, or files of another program. Without a checkpoint there is nothing in it to keep."""
     config = read_json(f"{folder}/config.json")
     if config is None:
-        foreign = os.path.isdir(folder) and sorted(set(os.listdir(folder)) - {".lock", "base"})
+        files = os.listdir(folder) if os.path.isdir(folder) else []
+        foreign = sorted(set(files) - {".lock", "config.json.tmp"})
         if foreign:
             raise InputError(f"--out {folder}: holds {foreign[0]} but no config.json, so it is no "
                              f"run of train.py; expected a new folder")
-        return None
-    if run is None or not os.path.exists(f"{folder}/ckpt.pt"):
-        return config
-    other = [name for name in run if name not in config or config[name] != run[name]]
-    if other:
-        raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])}); "
-                         f"expected the same flags, or another --out")
-    return config
+    elif not isinstance(config, dict) or not config.keys() >= PLACES:
+        raise InputError(f"--out {folder}: holds a config.json of another program; expected a new "
+                         f"folder")
+    elif config["mode"] != mode and glob.glob(f"{glob.escape(folder)}/**/ckpt.pt", recursive=True):
+        raise InputError(f"--out {folder}: belongs to --mode {config['mode']}; expected another "
+                         f"--out")
+    elif os.path.exists(f"{folder}/ckpt.pt"):
+        other = [name for name in run if name not in config or config[name] != run[name]]
+        if other:
+            raise InputError(f"--out {folder}: holds a run of another config "
+                             f"({', '.join(other[:4])}); expected the same flags, or another --out")
 
 
 def claim(folder: str, cfg, run: dict) -> None:
-    """Make and lock the run's folder, and write config.json."""
+    """Make and lock the run's folder, and write config.json unless it stands there for good."""
     try:
         os.makedirs(folder, exist_ok=True)
-        check_folder(folder, run)
+        check_folder(folder, cfg.mode, run)
         lock(folder)
     except OSError as e:
         raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
-    places = {name: value for name, value in asdict(cfg).items() if name in PLACES}
-    write_json(places | run, f"{folder}/config.json")
+    if not os.path.exists(f"{folder}/ckpt.pt"):
+        places = {name: value for name, value in asdict(cfg).items() if name in PLACES}
+        write_json(places | run, f"{folder}/config.json")
 
 
 def resumed(config, given: dict):
@@ -114,11 +119,10 @@ def resumed(config, given: dict):
     flags = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
     flags["accumulate"] //= processes.size()
     for name, value in given.items():
-        if name not in PLACES and flags.get(name) != value:
+        if name not in PLACES - {"out"} and flags.get(name) != value:
             raise InputError(f"--resume {folder}: that run has {name} {flags.get(name)}, not "
                              f"{value}")
-    places = {name: value for name, value in given.items() if name in PLACES}
-    return config(**flags | places | {"out": folder})
+    return config(**flags | given | {"out": folder})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -196,17 +200,17 @@ class Run:
         for name, value in zip(COSTS, (fp, fp_grad, fp_mle, tokens)):
             self.counts[name] += int(value)
         if not math.isfinite(mle + rl):
+            rate = "--lr" if self.base else "--base_lr"
             raise InputError(f"{self.folder}: the loss is not finite at step {self.step}; try a "
-                             f"smaller --lr{' and another --out' if self.saved else ''}")
+                             f"smaller {rate}{' and another --out' if self.saved else ''}")
         row = {"reward": None, "equal_rewards": None, "mle_loss": mle / n, "rl_loss": rl / n}
         if rewards:
             row |= {"reward": reward / samples, "equal_rewards": equal / n}
-            self.note_equal(row)
         return row
 
     def note_equal(self, row: dict) -> None:
         """Say so when most groups have had equal rewards for ten updates: nothing is learned."""
-        flat = row["equal_rewards"] > 0.9 and row["reward"] < 0.9
+        flat = row["reward"] is not None and row["equal_rewards"] > 0.9 and row["reward"] < 0.9
         self.flat = self.flat + 1 if flat else 0
         if self.flat == 10:
             print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
@@ -225,9 +229,8 @@ class Run:
             self.logs["metrics.jsonl"].flush()
 
     def close(self) -> None:
-        if processes.rank() == 0:
-            for file in self.logs.values():
-                file.close()
+        for file in self.logs.values():
+            file.close()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -276,10 +279,11 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
 
-    def show(self, progress: Progress, *line) -> None:
+    def show(self, progress: Progress, run: Run, row: dict) -> None:
         """Progress whose reader may have gone: a closed stdout asks to stop, too."""
         try:
-            progress.show(*line)
+            run.note_equal(row)
+            progress.show(run.step, run.cfg.steps, run.summary(row), run.finished)
         except (OSError, ValueError):
             self.asked, sys.stdout = True, open(os.devnull, "w")
 
@@ -288,8 +292,9 @@ class Stop:
         has been saved."""
         if left == 0:
             raise Stopped(f"stopped; step {run.step} is saved in {run.folder}")
-        if not self.answered:
+        if not self.answered and processes.rank() == 0:
             back = f"go back to step {run.saved}" if run.saved else "begin again"
-            print(f"\nstopping after {left} more updates; once more to stop now and {back}",
-                  file=sys.stderr, flush=True)
+            with suppress(OSError):  # stderr may have gone with stdout
+                print(f"\nstopping after {left} more updates; once more to stop now and {back}",
+                      file=sys.stderr, flush=True)
         self.answered = True

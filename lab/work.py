@@ -7,28 +7,42 @@ from dataclasses import asdict
 import data
 from data import InputError, Record
 from data.rewards import blind_to, load_reward
-from lab.policy import Policy, load_policy, pick_device
+from lab.policy import Policy, load_policy, new_policy, pick_device
 
 
 class Work:
-    """The data and their hash, the reward, the device; and the tokenizer that bases share."""
+    """The data and their hash, the device, the reward; and the tokenizers that bases share."""
 
     def __init__(self, cfg):
         self.dataset = data.load_dataset(cfg.data)
         self.data_hash = data.data_hash(self.dataset)
-        self.reward = load_reward(cfg.reward)
         self.device = pick_device(cfg.device)
-        self.tok = None
-        references = [r.references for r in self.dataset["train"]]
-        if blind := blind_to(cfg.reward, references):
-            print(f"note: {blind}")
+        self.toks, self.notes = {}, set()
+        self.use_reward(cfg.reward)
 
-    def prepare(self, policy: Policy) -> None:
-        """Take a policy's tokenizer; say which texts it will cut."""
-        self.tok = policy.tok
+    def note(self, text: str) -> None:
+        """Print what the user should know, once."""
+        if text not in self.notes:
+            print(f"note: {text}")
+        self.notes.add(text)
+
+    def use_reward(self, name: str) -> None:
+        self.reward = load_reward(name)
+        if blind := blind_to(name, [r.references for r in self.dataset["train"]]):
+            self.note(blind)
+
+    def new_policy(self, cfg) -> Policy:
+        """Fresh weights; a tokenizer is learned once for a vocabulary."""
+        policy = new_policy(cfg, self.dataset, self.device, self.toks.get(cfg.vocab_size))
+        self.toks[cfg.vocab_size] = policy.tok
+        self.check(policy)
+        return policy
+
+    def check(self, policy: Policy) -> None:
+        """Say which texts a policy will cut. Raises InputError for sources that do not fit."""
         for kind, count in check_lengths(self.dataset, policy).items():
             if count:
-                print(f"note: {count} {kind} are longer than {policy.T} tokens and are cut")
+                self.note(f"{count} {kind} are longer than {policy.T} tokens and are cut")
 
 
 def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> dict[str, int]:
@@ -56,26 +70,22 @@ def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> dict[str,
     return cut
 
 
-def can_learn(cfg, work: Work, alone: bool) -> bool:
-    """Can anything be learned from these data in this setting?
+def nothing_to_learn(cfg, work: Work) -> str:
+    """Why nothing can be learned from these data in this setting; "" where something can.
 
     Rewards are compared within a group: the K samples of a static text, the C static texts of a
-    source. A group whose texts are equal teaches nothing. Raises InputError where this setting is
-    all that was asked for, else says that it is left out."""
+    source. A group whose texts are equal teaches nothing."""
     train, C = work.dataset["train"], cfg.num_static
     ranked = sum(len(set((r.static * C)[:C] if cfg.stored == "data" else r.static)) > 1
                  for r in train)
     if cfg.credit == 0 or cfg.refresh > 0 or ranked > 0:
-        return True
-    message = (f"{cfg.setting}: no source has two different static texts, so there is nothing to "
-               f"rank; expected several texts in static (--mode candidates makes them)")
+        return ""
+    reason = (f"{cfg.setting}: no source has two different static texts, so there is nothing to "
+              f"rank; expected several texts in static (--mode candidates makes them)")
     if cfg.p_m > 0:
-        print(f"note: {message}")
-        return True
-    if alone:
-        raise InputError(message)
-    print(f"note: {message}; left out")
-    return False
+        work.note(reason)
+        return ""
+    return reason
 
 
 def given_base(cfg, given: dict, work: Work) -> Policy:
@@ -86,5 +96,5 @@ def given_base(cfg, given: dict, work: Work) -> Policy:
         if name in given and given[name] != has[name]:
             raise InputError(f"{cfg.init}: a model of another shape or vocabulary; it has {name} "
                              f"{has[name]}, not {given[name]}")
-    work.prepare(base)
+    work.check(base)
     return base
