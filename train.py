@@ -7,7 +7,6 @@
 Read `loss`, then `update`, then `fit`. A run that was stopped goes on where it was saved, to the
 last bit, by the same command.
 """
-import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -17,15 +16,14 @@ import torch
 
 import data
 from data import InputError
-from data.rewards import load_reward
 from lab import evaluate, processes, report
 from lab.batches import Batches
-from lab.cli import (check_ranges, check_tuned, flag, flags_of, parse_args, parse_word,
+from lab.cli import (check_ranges, check_tuned, flag, flags_of, parse_args, parse_vary,
                      run_command)
-from lab.notes import can_learn, given_base, note_data
-from lab.policy import (Policy, autocast, load_policy, machine_of, new_policy, pick_device, score,
-                        weights_hash, write_json)
-from lab.run import PLACES, Progress, Run, Stop, Stopped, check_folder, claim, identity, resumed
+from lab.policy import (Policy, autocast, load_policy, machine_of, new_policy, score, weights_hash,
+                        write_json)
+from lab.run import PLACES, Progress, Run, Stop, check_folder, claim, identity, resumed
+from lab.work import Work, can_learn, given_base
 
 # --------------------------------------------------------------------------------------------------
 # Settings: what each name of the paper's spectrum is, whatever the flags say
@@ -299,7 +297,11 @@ def update(run: Run, batches: Batches, reward) -> list[dict]:
 
 
 def make_optimizer(cfg: Config, model) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    how = dict(lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    try:
+        return torch.optim.AdamW(model.parameters(), **how, fused=True)
+    except RuntimeError:  # not on this device, in this PyTorch
+        return torch.optim.AdamW(model.parameters(), **how)
 
 
 def rate(cfg: Config, done: float) -> float:
@@ -307,77 +309,56 @@ def rate(cfg: Config, done: float) -> float:
     return cfg.lr * min((done + 1e-3) / WARMUP, (1 - done) / (1 - WARMUP))
 
 
-def fit(run: Run, dataset, reward, name: str) -> None:
+def fit(run: Run, work: Work, name: str) -> None:
     """Rate, update, evaluate, log, save, to the end. Raises Stopped where the user stopped it."""
     cfg, first = run.cfg, processes.rank() == 0
+    val, reward = work.dataset["val"], work.reward
     run.load()
-    batches = Batches(cfg, dataset["train"], run.policy, reward)
+    batches = Batches(cfg, work.dataset["train"], run.policy, reward)
     progress = Progress(name, run.step)
     if run.saved is None and first:
         row = {"step": 0, "setting": cfg.setting, "reward": None, **run.counts}
-        evaluate.evaluate(run, dataset["val"], reward, row)
-        run.log(row)
+        run.log(row | evaluate.evaluate(run, val, reward))
     with Stop() as stop:
         while not run.finished:
             spent = run.counts["fp"] / cfg.budget_fp if cfg.budget_fp else 0.0
             for group in run.optimizer.param_groups:
                 group["lr"] = rate(cfg, min(1.0, max(run.step / cfg.steps, spent)))
-            begun, processes.working_alone = time.perf_counter(), True
-            logs = update(run, batches, reward)
-            processes.working_alone = False
+            begun = time.perf_counter()
+            with processes.alone():
+                logs = update(run, batches, reward)
             row = {"step": run.step, "setting": cfg.setting, **run.count(logs)}
             run.counts["seconds"] += time.perf_counter() - begun
             row |= {"val_reward": None, **run.counts}
-            if not math.isfinite(row["mle_loss"] + row["rl_loss"]):
-                raise InputError(f"{run.folder}: the loss is not finite at step {run.step}; try a "
-                                 f"smaller --lr" + (" and another --out" if run.saved else ""))
+
             over = cfg.budget_fp and run.counts["fp"] >= cfg.budget_fp
             run.finished = bool(run.step >= cfg.steps or over)
             if first and (run.step % cfg.eval_every == 0 or run.finished):
-                evaluate.evaluate(run, dataset["val"], reward, row)
+                row |= evaluate.evaluate(run, val, reward)
                 row |= evaluate.diagnose(run, logs[-1])
             run.log(row)
-            stopping = any(processes.total([stop.asked], run.policy.device))  # all at one step
+
+            stopping = processes.any_of(stop.asked, run.policy.device)  # all at the same step
             left = -run.step % max(1, cfg.refresh)  # updates to the next refresh
             due = run.step - (run.saved or 0) >= cfg.save_every or stopping
             if run.finished or due and left == 0:
                 run.save()
-            text = f"mle {row['mle_loss']:.3f}"
-            if row["reward"] is not None:
-                text = f"reward {row['reward']:.3f}  best {run.best:.3f}  FP {row['fp']:>7,}"
-            stop.show(progress, run.step, cfg.steps, text, run.finished)
+            stop.show(progress, run.step, cfg.steps, run.summary(row), run.finished)
             if stopping and not run.finished:
-                if left == 0:
-                    raise Stopped(f"stopped; step {run.step} is saved in {run.folder}")
-                stop.answer(left, run.saved)
+                stop.answer(run, left)
     run.close()
     processes.first(lambda: None)  # best.pt is there
 
 
 def base_config(cfg: Config) -> Config:
     """The run of the base model; what does not concern it is reset, so that settings share it."""
-    same = ("data", "seed", "base_steps", "base_masked", "base_lr", "base_batch", "n_layer",
-            "n_embd", "block_size", "max_len", "vocab_size", "eval_size")
-    shared = {name: getattr(cfg, name) for name in same}
+    same = ("data", "reward", "seed", "base_steps", "base_masked", "base_lr", "base_batch",
+            "n_layer", "n_embd", "block_size", "max_len", "vocab_size", "eval_size")
     return replace(
-        Config(), **shared, **SETTINGS["mle"], mode="train", setting="mle", steps=cfg.base_steps,
-        lr=cfg.base_lr, batch_size=cfg.base_batch, eval_every=max(1, cfg.base_steps // 6),
+        Config(), **{name: getattr(cfg, name) for name in same}, **SETTINGS["mle"], mode="train",
+        setting="mle", steps=cfg.base_steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
+        eval_every=max(1, cfg.base_steps // 6),
         masked_from=round(cfg.base_steps * (1 - cfg.base_masked)))
-
-
-@dataclass
-class Work:
-    """What every run of a command shares."""
-    dataset: dict
-    data_hash: str
-    reward: object
-    device: torch.device
-    tok: object = None
-
-
-def begin(cfg: Config) -> Work:
-    dataset = data.load_dataset(cfg.data)
-    return Work(dataset, data.data_hash(dataset), load_reward(cfg.reward), pick_device(cfg.device))
 
 
 def make_base(cfg: Config, folder: str, work: Work) -> Policy:
@@ -385,8 +366,7 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
     cfg = base_config(cfg)
     policy = new_policy(cfg, work.dataset, work.device, work.tok)
     processes.first(lambda: claim(folder, cfg, identity(cfg, work.data_hash)))
-    run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model))
-    fit(run, work.dataset, work.reward, "base")
+    fit(Run(cfg, policy, folder, make_optimizer(cfg, policy.model)), work, "base")
     return load_policy(f"{folder}/best.pt", work.device)
 
 
@@ -397,112 +377,83 @@ def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> di
     policy = base.copy()
     base.model.pushed.zero_()
     run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), base.model.eval())
-    fit(run, work.dataset, work.reward, name)
-    return tested(cfg, name, folder, base, work)
-
-
-def tested(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:
-    return processes.first(lambda: evaluate.tested(cfg, name, folder, base, work.dataset["test"],
-                                                   work.reward))
-
+    fit(run, work, name)
+    return processes.first(lambda: evaluate.tested(cfg, name, folder, base, work))
 
 
 # --------------------------------------------------------------------------------------------------
-# The modes
-
-
-def refuse_unused(given: dict, cfg: Config) -> None:
-    """Raises InputError for a flag whose value the setting fixes, or that changes nothing."""
-    for name in given.keys() & unused_flags(cfg):
-        if name not in SETTINGS[cfg.setting] or given[name] != getattr(cfg, name):
-            raise InputError(f"--{name}: the setting {cfg.setting} fixes or ignores it")
+# The comparison, one run, and the command line
 
 
 def plan(given: dict) -> list[tuple[str, str, str, Config]]:
     """What a comparison runs: (setting, value of the varied flag, name of its folder, config)."""
     settings = given.get("settings", USUAL)
-    names = [name for name in SETTINGS if name in settings or "all" in settings]
-    if "vary" not in given:
-        configs = [(name, "", name, make_config(given, name)) for name in names]
-        useless = given.keys() & set.intersection(*(unused_flags(c) for *_, c in configs))
-        if useless:
-            raise InputError(f"--{useless.pop()}: no setting of this comparison uses it")
-        return configs
-    flag_name, *words = given["vary"]
-    known = flags_of(Config)
-    if flag_name not in known or flag_name in NOT_TUNING or not words:
-        raise InputError(f"--vary {' '.join(given['vary'])}: expected a flag of the method, the "
-                         f"optimization, the base or the network, and its values")
-    configs = []
-    for name in names:
-        for word in words:
-            try:
-                value = parse_word(known[flag_name], word)
-            except ValueError as e:
-                raise InputError(f"--vary {flag_name}: {e}") from None
-            cfg = make_config(given | {flag_name: value}, name)
-            if flag_name not in unused_flags(cfg):
-                configs.append((name, word, f"{name}-{flag_name}_{word}", cfg))
-            elif "settings" in given:
+    flag_name, values = parse_vary(given.get("vary", ()), Config, NOT_TUNING)
+    runs = []
+    for name in SETTINGS:
+        for word, value in values if name in settings or "all" in settings else ():
+            varied = {flag_name: value} if flag_name else {}
+            cfg = make_config(given | varied, name)
+            if flag_name and flag_name in unused_flags(cfg):
+                if "settings" not in given:
+                    continue
                 raise InputError(f"--vary {flag_name}: the setting {name} fixes or ignores it")
-    return configs
+            runs.append((name, word, f"{name}-{flag_name}_{word}" if flag_name else name, cfg))
+    unused = set.intersection(*(unused_flags(cfg) for *_, cfg in runs)) if runs else {flag_name}
+    if useless := unused & {*given, flag_name}:
+        raise InputError(f"--{useless.pop()}: no setting of this comparison uses it")
+    return runs
 
 
 def compare(given: dict) -> None:
     """Settings, or values of a flag, from the same base for each seed: a table and a figure."""
     runs = plan(given)
-    cfg = runs[0][3]
-    varied, seeds, work = "".join(cfg.vary[:1]), cfg.seeds or (cfg.seed,), begin(cfg)
-    runs = [run for run in runs if can_learn(run[3], work.dataset, bool(varied))]
+    cfg = runs[0][-1]
+    work, varied, seeds = Work(cfg), "".join(cfg.vary[:1]), cfg.seeds or (cfg.seed,)
+    runs = [run for run in runs if can_learn(run[-1], work, alone=len(runs) == 1)]
     homes = {seed: f"{cfg.out}/seed{seed}" if cfg.seeds or varied else cfg.out for seed in seeds}
     for seed in seeds:  # before any work
-        for _, _, folder, run_cfg in runs:
-            run_id = identity(replace(run_cfg, seed=seed), work.data_hash)
-            check_folder(f"{homes[seed]}/{folder}", run_id)
-    work.tok = note_data(new_policy(base_config(cfg), work.dataset, work.device),
-                             work.dataset)
+        for _, _, folder, config in runs:
+            check_folder(f"{homes[seed]}/{folder}",
+                         identity(replace(config, seed=seed), work.data_hash))
+    work.prepare(new_policy(base_config(cfg), work.dataset, work.device))
     processes.first(lambda: claim(cfg.out, cfg, {}))
 
-    rows = []
+    rows, path = [], f"{cfg.out}/" + (f"vary-{varied}.json" if varied else "results.json")
     for seed in seeds:
-        for name, value, folder, run_cfg in runs:
-            run_cfg = replace(run_cfg, seed=seed)
-            home = f"{homes[seed]}/base"
-            if base_config(run_cfg) != base_config(replace(cfg, seed=seed)):
+        for name, value, folder, config in runs:
+            config, home = replace(config, seed=seed), f"{homes[seed]}/base"
+            if base_config(config) != base_config(replace(cfg, seed=seed)):
                 home += f"-{varied}_{value}"
-            base = make_base(run_cfg, home, work)
+            base = make_base(config, home, work)
             if not varied and not any(r["name"] == "base" and r["seed"] == seed for r in rows):
-                rows.append(tested(base_config(run_cfg), "base", home, base, work))
-            row = run_one(run_cfg, name, f"{homes[seed]}/{folder}", base, work)
+                rows.append(processes.first(lambda: evaluate.tested(
+                    base_config(config), "base", home, base, work)))
+            row = run_one(config, name, f"{homes[seed]}/{folder}", base, work)
             rows.append(row | ({"flag": varied, "value": value} if varied else {}))
-            path = f"vary-{varied}.json" if varied else "results.json"
-            processes.first(lambda: write_json(rows, f"{cfg.out}/{path}"))
-    if processes.rank() == 0:
-        if varied:
-            print("\n" + report.vary_report(cfg.out, varied, rows))
-        else:
-            print("\n" + report.compare_report(cfg.out, rows, work.dataset["test"],
-                                               machine_of(work.device), cfg.seeds))
+            processes.first(lambda: write_json(rows, path))
+    if processes.rank() == 0 and varied:
+        print("\n" + report.vary_report(cfg.out, varied, rows))
+    elif processes.rank() == 0:
+        machine = machine_of(work.device)
+        print("\n" + report.compare_report(cfg.out, rows, work.dataset["test"], machine, cfg.seeds))
 
 
 def train(given: dict) -> None:
     """One run from OUT/base, from --init, or on from where --resume stopped; prints its row."""
-    if given.get("resume"):
-        cfg = resumed(Config, given)
-    else:
-        cfg = make_config(given)
-        refuse_unused(given, cfg)
-    work = begin(cfg)
-    can_learn(cfg, work.dataset, True)
+    cfg = resumed(Config, given) if "resume" in given else make_config(given)
+    for name in given.keys() & unused_flags(cfg):
+        if name not in SETTINGS[cfg.setting] or given[name] != getattr(cfg, name):
+            raise InputError(f"--{name}: the setting {cfg.setting} fixes or ignores it")
+    work = Work(cfg)
+    can_learn(cfg, work, alone=True)
+    check_folder(cfg.out, identity(cfg, work.data_hash))
     if cfg.init:
-        base = given_base(cfg, given, work.dataset, work.device)
+        base = given_base(cfg, given, work)
     else:
-        work.tok = note_data(new_policy(base_config(cfg), work.dataset, work.device),
-                             work.dataset)
-        check_folder(cfg.out, identity(cfg, work.data_hash))
+        work.prepare(new_policy(base_config(cfg), work.dataset, work.device))
         base = make_base(cfg, f"{cfg.out}/base", work)
-    row = run_one(cfg, cfg.setting, cfg.out, base, work)
-    print("\n" + report.compare_table([row]))
+    print("\n" + report.run_report(run_one(cfg, cfg.setting, cfg.out, base, work)))
 
 
 # Which flags a mode uses; the others are refused.

@@ -83,6 +83,23 @@ def parse_args(argv: list[str], config, switches: dict[str, str]) -> dict:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in vars(given).items()}
 
 
+def parse_vary(words: tuple, config, barred) -> tuple[str, list[tuple]]:
+    """`FLAG V1 V2 …` -> its name, and each value as typed and as what it means.
+
+    ("", [("", None)]) without words. Raises InputError for a flag in `barred`, or none."""
+    if not words:
+        return "", [("", None)]
+    name, *values = words
+    f = flags_of(config).get(name.lstrip("-"))
+    if f is None or f.name in barred or not values:
+        raise InputError(f"--vary {' '.join(words)}: expected a flag of the method, the "
+                         f"optimization, the base or the network, and its values")
+    try:
+        return f.name, [(word, parse_word(f, word)) for word in values]
+    except argparse.ArgumentTypeError as e:
+        raise InputError(f"--vary {f.name}: {e}") from None
+
+
 def check_tuned(config, layers: dict, settings, barred, where: str) -> dict[str, dict]:
     """What a data set recommends: setting ("" for all) -> flags, their values of the right type.
 

@@ -12,10 +12,10 @@ from data.e2e import has_slots, slot_errors
 from data.rewards import bleu, load_reward, rouge
 from lab import report
 from lab.batches import best_first
-from lab.notes import check_lengths
 from lab.policy import (Policy, autocast, load, load_policy, pick_device, policy_state, read_json,
                         save, score, write_json)
 from lab.run import Progress, Run
+from lab.work import Work, check_lengths
 from model import generate
 
 
@@ -125,32 +125,35 @@ def diagnose(run: Run, log: dict) -> dict:
     return row
 
 
-def evaluate(run: Run, records: list[Record], reward, row: dict) -> None:
-    """Fill validation figures into a line of the log, write samples.txt, and keep best.pt.
+def evaluate(run: Run, records: list[Record], reward) -> dict:
+    """Validation figures for the log; writes samples.txt, and keeps best.pt.
 
     The best of an RL run is that of the highest validation reward; a base keeps its last weights,
     because neither its loss nor its greedy texts tell when it has learned to copy."""
     cfg, is_base = run.cfg, run.base is None
-    row["val_reward"], texts = validate(run.policy, records, reward, cfg.eval_size)
+    val_reward, texts = validate(run.policy, records, reward, cfg.eval_size)
+    row = {"val_reward": val_reward}
     if is_base:
         row["val_loss"] = validation_loss(run.policy, records, cfg.eval_size)
     log = run.logs["samples.txt"]
-    log.write(f"step {run.step}  validation reward {row['val_reward']:.4f}\n")
+    log.write(f"step {run.step}  validation reward {val_reward:.4f}\n")
     for r, text in zip(records[:3], texts):
         log.write(f"  {r.source}\n    {r.put_names_back(text)}\n")
-    if is_base or row["val_reward"] > run.best:
-        run.best = row["val_reward"]
+    if is_base or val_reward > run.best:
+        run.best = val_reward
         save(policy_state(run.policy, cfg) | {"step": run.step}, f"{run.folder}/best.pt")
+    return row
 
 
-def tested(cfg, name: str, folder: str, base: Policy, records: list[Record], reward) -> dict:
+def tested(cfg, name: str, folder: str, base: Policy, work: Work) -> dict:
     """The row of a finished run; tested once, and then read from its results.json."""
     done = read_json(f"{folder}/results.json")
     if done:
         return done[0]
     state = load(f"{folder}/ckpt.pt")
     policy = load_policy(f"{folder}/best.pt", base.device)
-    row, texts = test_policy(policy, base, records, reward, cfg.seed)
+    records = work.dataset["test"]
+    row, texts = test_policy(policy, base, records, work.reward, cfg.seed)
     semi = name not in ("base", "mle", "offline", "online")
     samples = name not in ("base", "mle")
     row |= state["counts"] | {

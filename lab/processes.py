@@ -19,6 +19,15 @@ class Gone(Exception):
 
 
 @contextmanager
+def alone():
+    """Around an update: an InputError there may be known to this process only."""
+    global working_alone
+    working_alone = True
+    yield
+    working_alone = False
+
+
+@contextmanager
 def exchange():
     """Around every exchange: what a lost process makes torch raise becomes Gone."""
     try:
@@ -64,6 +73,10 @@ def total(values: list[float], device) -> list[float]:
     with exchange():
         dist.all_reduce(sums)
     return sums.tolist()
+
+
+def any_of(value: bool, device) -> bool:
+    return any(total([value], device))
 
 
 def average_gradients(model: torch.nn.Module) -> None:

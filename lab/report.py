@@ -345,6 +345,11 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     return "\n\n".join([*parts, example, *notes, closing(out, run)])
 
 
+def run_report(row: dict) -> str:
+    """The table of one run, as --mode train prints it."""
+    return tabulate({row["name"]: [row]}, COLUMNS)
+
+
 def samples(texts: dict[str, list[list[str]]], records: list, width: int = 0) -> str:
     """Each record's source and what each setting's first seed wrote for it; folded at `width`."""
     lines = []

@@ -146,6 +146,7 @@ class Run:
     best: float = -math.inf
     saved: int | None = None  # the step of the last checkpoint
     finished: bool = False
+    flat: int = 0  # updates since groups last had different rewards
 
     def load(self) -> None:
         """Go on from ckpt.pt, if there is one."""
@@ -194,9 +195,29 @@ class Run:
             float(sum(log["rl"] for log in logs))], self.policy.device)
         for name, value in zip(COSTS, (fp, fp_grad, fp_mle, tokens)):
             self.counts[name] += int(value)
-        return {"reward": reward / samples if rewards else None,
-                "equal_rewards": equal / n if rewards else None,
-                "mle_loss": mle / n, "rl_loss": rl / n}
+        if not math.isfinite(mle + rl):
+            raise InputError(f"{self.folder}: the loss is not finite at step {self.step}; try a "
+                             f"smaller --lr{' and another --out' if self.saved else ''}")
+        row = {"reward": None, "equal_rewards": None, "mle_loss": mle / n, "rl_loss": rl / n}
+        if rewards:
+            row |= {"reward": reward / samples, "equal_rewards": equal / n}
+            self.note_equal(row)
+        return row
+
+    def note_equal(self, row: dict) -> None:
+        """Say so when most groups have had equal rewards for ten updates: nothing is learned."""
+        flat = row["equal_rewards"] > 0.9 and row["reward"] < 0.9
+        self.flat = self.flat + 1 if flat else 0
+        if self.flat == 10:
+            print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
+                  f"rewards (mean {row['reward']:.2f}), from which nothing can be learned; the base "
+                  f"may be too certain, or the reward too coarse")
+
+    def summary(self, row: dict) -> str:
+        """A line of the log, for the progress line."""
+        if row["reward"] is None:
+            return f"mle {row['mle_loss']:.3f}  greedy {self.best:.3f}"
+        return f"reward {row['reward']:.3f}  best {self.best:.3f}  FP {row['fp']:>7,}"
 
     def log(self, row: dict) -> None:
         if processes.rank() == 0:
@@ -262,10 +283,13 @@ class Stop:
         except (OSError, ValueError):
             self.asked, sys.stdout = True, open(os.devnull, "w")
 
-    def answer(self, left: int, saved: int | None) -> None:
-        """Say once how long it takes."""
-        if not self.answered and left:
-            back = f"go back to step {saved}" if saved else "begin again"
+    def answer(self, run: Run, left: int) -> None:
+        """Say once how many updates are left. Raises Stopped where there is none, and the run
+        has been saved."""
+        if left == 0:
+            raise Stopped(f"stopped; step {run.step} is saved in {run.folder}")
+        if not self.answered:
+            back = f"go back to step {run.saved}" if run.saved else "begin again"
             print(f"\nstopping after {left} more updates; once more to stop now and {back}",
                   file=sys.stderr, flush=True)
         self.answered = True

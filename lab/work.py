@@ -1,9 +1,34 @@
-"""What a user would not see in the figures: texts that are cut, data from which nothing can be
-learned. Mistakes are InputErrors; what may be meant so is a note."""
+"""What all runs of a command share, and what is said of it before any training.
+
+Mistakes are InputErrors; what a user would not see in the figures, such as texts that are cut, is
+a note."""
 from dataclasses import asdict
 
+import data
 from data import InputError, Record
-from lab.policy import Policy, load_policy
+from data.rewards import blind_to, load_reward
+from lab.policy import Policy, load_policy, pick_device
+
+
+class Work:
+    """The data and their hash, the reward, the device; and the tokenizer that bases share."""
+
+    def __init__(self, cfg):
+        self.dataset = data.load_dataset(cfg.data)
+        self.data_hash = data.data_hash(self.dataset)
+        self.reward = load_reward(cfg.reward)
+        self.device = pick_device(cfg.device)
+        self.tok = None
+        references = [r.references for r in self.dataset["train"]]
+        if blind := blind_to(cfg.reward, references):
+            print(f"note: {blind}")
+
+    def prepare(self, policy: Policy) -> None:
+        """Take a policy's tokenizer; say which texts it will cut."""
+        self.tok = policy.tok
+        for kind, count in check_lengths(self.dataset, policy).items():
+            if count:
+                print(f"note: {count} {kind} are longer than {policy.T} tokens and are cut")
 
 
 def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> dict[str, int]:
@@ -31,21 +56,13 @@ def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> dict[str,
     return cut
 
 
-def note_data(policy: Policy, dataset: dict[str, list[Record]]):
-    """Say what will be cut -> the policy's tokenizer."""
-    for kind, count in check_lengths(dataset, policy).items():
-        if count:
-            print(f"note: {count} {kind} are longer than {policy.T} tokens and are cut")
-    return policy.tok
-
-
-def can_learn(cfg, dataset, alone: bool) -> bool:
+def can_learn(cfg, work: Work, alone: bool) -> bool:
     """Can anything be learned from these data in this setting?
 
     Rewards are compared within a group: the K samples of a static text, the C static texts of a
     source. A group whose texts are equal teaches nothing. Raises InputError where this setting is
     all that was asked for, else says that it is left out."""
-    train, C = dataset["train"], cfg.num_static
+    train, C = work.dataset["train"], cfg.num_static
     ranked = sum(len(set((r.static * C)[:C] if cfg.stored == "data" else r.static)) > 1
                  for r in train)
     if cfg.credit == 0 or cfg.refresh > 0 or ranked > 0:
@@ -61,13 +78,13 @@ def can_learn(cfg, dataset, alone: bool) -> bool:
     return False
 
 
-def given_base(cfg, given: dict, dataset, device) -> Policy:
+def given_base(cfg, given: dict, work: Work) -> Policy:
     """The policy in --init. Raises InputError for flags that ask for another shape than it has."""
-    base = load_policy(cfg.init, device)
+    base = load_policy(cfg.init, work.device)
     has = asdict(base.model.config) | {"max_len": base.T}
     for name in ("n_layer", "n_embd", "block_size", "max_len", "vocab_size"):
         if name in given and given[name] != has[name]:
             raise InputError(f"{cfg.init}: a model of another shape or vocabulary; it has {name} "
                              f"{has[name]}, not {given[name]}")
-    note_data(base, dataset)
+    work.prepare(base)
     return base
