@@ -1,14 +1,17 @@
-"""Tests import the method from the module named by the environment variable SORL (default sorl), so that a student runs
-them against a copy with a blanked function: `SORL=my_sorl python -m pytest -k exercise_03`."""
+"""Tests import the method from the module that the environment variable SORL names (default sorl),
+so that a student runs them against a file with functions written anew:
+
+    SORL=my_sorl python -m pytest -k exercise_03
+"""
 import importlib
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as train.py does
-
 import pytest
+
+from model import GPT, GPTConfig  # before torch: it tells torch's threads to wait quietly
 import torch
 
-torch.set_num_threads(1)  # the tensors of the tests are tiny: a second thread costs more than it gives
+torch.set_num_threads(1)  # the tensors of the tests are tiny: a second thread costs time
 sorl = importlib.import_module(os.environ.get("SORL", "sorl"))
 
 
@@ -21,10 +24,9 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow; python -m pytest -m slow runs it"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tiny():
     """A GPT small enough to enumerate with, its weights large enough that logits differ."""
-    from model import GPT, GPTConfig
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=14, block_size=32, n_layer=2, n_head=2, n_embd=16)).eval()
     with torch.no_grad():
