@@ -33,3 +33,31 @@ def tiny():
         for p in model.parameters():
             p.mul_(3.0)
     return model
+
+
+# The tiny model's ids: 0..9 are ordinary; PAD 10, SEP 11, EOS 12, MASK 13.
+V = 14
+
+
+def uniform(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prompts(lengths, seed=0):
+    """Random left-padded sources (B,S) that end in SEP, and pad (B,)."""
+    lengths = torch.tensor(lengths)
+    S = int(lengths.max()) + 1
+    src = (uniform(len(lengths), S, seed=seed) * 10).long()
+    pad = S - 1 - lengths
+    src[torch.arange(S) < pad[:, None]] = 10
+    src[:, -1] = 11
+    return src, pad
+
+
+def texts_of(lengths, T, seed=5):
+    """Random texts (R,T) of these lengths, EOS included, PAD behind it; and the lengths."""
+    lengths = torch.tensor(lengths)
+    text = (uniform(len(lengths), T, seed=seed) * 10).long()
+    text[torch.arange(T) >= lengths[:, None]] = 10
+    text[torch.arange(len(lengths)), lengths - 1] = 12
+    return text, lengths
