@@ -24,8 +24,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow; python -m pytest -m slow runs it"))
 
 
-@pytest.fixture
-def tiny():
+def tiny_model():
     """A GPT small enough to enumerate with, its weights large enough that logits differ."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=14, block_size=32, n_layer=2, n_head=2, n_embd=16)).eval()
@@ -33,6 +32,11 @@ def tiny():
         for p in model.parameters():
             p.mul_(3.0)
     return model
+
+
+@pytest.fixture
+def tiny():
+    return tiny_model()
 
 
 # The tiny model's ids: 0..9 are ordinary; PAD 10, SEP 11, EOS 12, MASK 13.

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from conftest import V, prompts, uniform
+from conftest import V, prompts, texts_of, uniform
 from model import EOS, GPT, MASK, PAD, SEP, Cache, GPTConfig, draw, finish, generate, log_probs
 
 
@@ -44,6 +44,15 @@ def test_the_future_is_invisible(tiny):
     assert not torch.allclose(tiny(src, pad)[:, 6:], tiny(other, pad)[:, 6:])
 
 
+def test_what_was_pushed_is_counted(tiny):
+    """Rows with any text in them, and tokens that are not padding."""
+    src = torch.full((3, 8), V + PAD)
+    src[:2] = prompts([3, 7])[0]
+    tiny(src, torch.tensor([4, 0, 8]))
+    tiny(src[:, -1:], None)
+    assert tiny.pushed.tolist() == [2 + 2, 4 + 8 + 2]
+
+
 def test_too_long_a_row_is_refused(tiny):
     with pytest.raises(ValueError, match="33 columns does not fit block_size 32"):
         tiny(torch.zeros(1, 33, dtype=torch.long))
@@ -78,10 +87,12 @@ def test_log_probs_normalise_and_ban(top_k, end):
 
 
 def test_draw_by_hand():
-    """p = (.2, 0, .5, .3): u below .2 draws 0, below .7 draws 2, else 3; id 1 never."""
+    """p = (.2, 0, .5, .3): u below .2 draws 0, below .7 draws 2, else 3; id 1 never. The largest
+    uniform draws the last token that has a probability."""
     logp = torch.tensor([0.2, 0.0, 0.5, 0.3]).log()
     u = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2 ** -24])
     assert draw(logp, u).tolist() == [0, 0, 2, 2, 3, 3]
+    assert draw(torch.tensor([0.6, 0.4, 0.0]).log(), u[-1:]).tolist() == [1]
 
 
 def test_draw_has_the_right_frequencies():
@@ -117,11 +128,29 @@ def test_generate_draws_what_the_model_says(tiny):
     u = uniform(2, 2, 8, seed=3)
     for numbers, tokens in ((u, generate(tiny, src, pad, 8, u)),
                             (None, generate(tiny, src, pad, 8))):
-        for b, k, t in (tokens != V + PAD).nonzero().tolist():
+        inside = torch.arange(8) < finish(tokens, V)[1][..., None]
+        assert torch.equal(inside, tokens != V + PAD)
+        for b, k, t in inside.nonzero().tolist():
             row = torch.cat([src[b], tokens[b, k, :t]])[None]
             logp = log_probs(tiny(row, pad[b:b + 1])[0, -1])
             expected = logp.argmax() if numbers is None else draw(logp, u[b, k, t:t + 1])[0]
             assert tokens[b, k, t] == expected
+
+
+def test_behind_its_last_column_to_decode_no_row_is_pushed(tiny):
+    """With a cache a row goes through once for each column up to that one; finished rows leave."""
+    src, pad = prompts([4, 6, 2])
+    static, mask = texts_of([9, 9, 9], 9)[0], torch.zeros(3, 9, dtype=torch.bool)
+    mask[0, 0] = mask[1, 6] = True
+    tiny.pushed.zero_()
+    rows = []
+    hook = tiny.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    tokens = generate(tiny, src, pad, 9, uniform(3, 2, 9), static=static, mask=mask, end=False)
+    hook.remove()
+    assert tiny.pushed[0] == 2 + 6 * 2  # two prompts that two samples share; six columns of one
+    assert rows == [3, 6, 6, 6, 2, 2, 2, 2]
+    kept = ~mask[:, None].expand(3, 2, 9)
+    assert torch.equal(tokens[kept], static[:, None].expand(3, 2, 9)[kept])
 
 
 def test_a_row_does_not_depend_on_its_neighbours(tiny):
