@@ -80,8 +80,8 @@ class Config:
     baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo"))
     adv_scale: bool = flag(True, "divide advantages by their standard deviation per source")
     length_norm: bool = flag(False, "divide a sample's log-probability by its actions")
-    mle_weight: float = flag(0.1, "weight of imitation during RL")
-    kl_weight: float = flag(0.0, "weight of KL(policy || base), summed over a text as RL feeds it")
+    mle_weight: float = flag(0.3, "weight of imitation during RL")
+    kl_weight: float = flag(0.1, "weight of KL(policy || base), summed over a text as RL feeds it")
     temperature: float = flag(1.0, "sampling temperature", least=1e-3)
     top_k: int = flag(0, "sample from the k likeliest tokens; 0 = all")
     # optimization
@@ -91,8 +91,8 @@ class Config:
     accumulate: int = flag(1, "batches per update and process", least=1)
     lr: float = flag(3e-4, "peak learning rate of RL")
     # the base model
-    base_steps: int = flag(400, "updates of imitation before RL", least=1)
-    base_masked: float = flag(1.0, "the share of them, the last, in which [MASK] gets a meaning",
+    base_steps: int = flag(500, "updates of imitation before RL", least=1)
+    base_masked: float = flag(0.3, "the share of them, the last, in which [MASK] gets a meaning",
                              most=1)
     base_lr: float = flag(4e-3, "their peak learning rate")
     base_batch: int = flag(32, "texts per update", least=1)
@@ -115,7 +115,7 @@ class Config:
 
 
 WARMUP, CLIP, MLE_P_M = 0.1, 1.0, 0.3  # share of the updates; gradient norm; M-FT's mask rate
-DEFAULTS = {  # for data that nobody tuned: "" for every setting, then what differs in one
+DEFAULTS = {  # where one setting differs from the Config above, on data that nobody tuned
     "offline": dict(num_static=3),
     "online": dict(K=8),
     "full": dict(K=8),
@@ -125,7 +125,7 @@ DEFAULTS = {  # for data that nobody tuned: "" for every setting, then what diff
 }
 QUICK = {  # --quick: a first look, instead of what the data set recommends
     "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5,
-             batch_size=16, steps=10),
+             batch_size=16, steps=10, mle_weight=0.1, kl_weight=0.0),
     "masked": dict(steps=20, batch_size=32),
     "static": dict(steps=20, batch_size=32),
     "refresh": dict(steps=40),
@@ -333,7 +333,7 @@ def fit(run: Run, work: Work, name: str) -> None:
 
             over = cfg.budget_fp and run.counts["fp"] >= cfg.budget_fp
             run.finished = bool(run.step >= cfg.steps or over)
-            if first and (run.step % cfg.eval_every == 0 or run.finished):
+            if first and (run.finished or evaluate.is_due(cfg, run.step)):
                 row |= evaluate.evaluate(run, val, reward)
                 row |= evaluate.diagnose(run, logs[-1])
             run.log(row)
@@ -367,7 +367,9 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
     policy = new_policy(cfg, work.dataset, work.device, work.tok)
     processes.first(lambda: claim(folder, cfg, identity(cfg, work.data_hash)))
     fit(Run(cfg, policy, folder, make_optimizer(cfg, policy.model)), work, "base")
-    return load_policy(f"{folder}/best.pt", work.device)
+    policy = load_policy(f"{folder}/best.pt", work.device)
+    evaluate.note_copying(policy, work.dataset["val"])
+    return policy
 
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:

@@ -25,7 +25,7 @@ from data import Record
 
 # Tuned flags: "" for every setting, then what differs in one.
 FLAGS = {
-    "": dict(lr=1.2e-3),
+    "": dict(n_layer=2, lr=1.2e-3, mle_weight=0.1, kl_weight=0.0),
     "mle": dict(steps=60),
     "offline": dict(steps=60, num_static=3, lr=6e-4),
     "online": dict(steps=60, K=8, mle_weight=0.02),

@@ -123,10 +123,15 @@ class Tokenizer:
         """From the text of a ranks file, or the name of one of tiktoken's encodings.
 
         Raises ValueError with the reason when it is neither. An encoding may be downloaded."""
+        if not isinstance(ranks, str):
+            raise ValueError(f"expected a tokenizer's ranks as text, found {type(ranks).__name__}")
         if "\n" not in ranks:
             return cls(tiktoken.get_encoding(ranks), ranks)
-        pairs = (line.split() for line in ranks.splitlines())
+        pairs = [line.split() for line in ranks.splitlines()]
         mergeable = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        single_bytes = {bytes([byte]) for byte in range(256)}
+        if sorted(mergeable.values()) != [*range(len(pairs))] or single_bytes - mergeable.keys():
+            raise ValueError("expected ranks 0, 1, 2, ... and every single byte among the tokens")
         encoding = tiktoken.Encoding(
             "sorl", pat_str=PATTERN, mergeable_ranks=mergeable, special_tokens={})
         return cls(encoding, ranks)

@@ -1,6 +1,8 @@
 """Evaluation, and the commands that need no training: it disturbs neither the counts nor the
 randomness of a run."""
+import math
 import os
+import re
 from dataclasses import replace
 
 import torch
@@ -16,7 +18,7 @@ from lab.policy import (Policy, autocast, load, load_policy, pick_device, policy
                         save, score, write_json)
 from lab.run import Progress, Run
 from lab.work import Work, check_lengths
-from model import generate
+from model import generate, log_probs
 
 
 def encode(policy: Policy, sources: list[str]):
@@ -62,6 +64,56 @@ def validation_loss(policy: Policy, records: list[Record], limit: int, size: int
         count += int(batch.target_len.sum())
     policy.model.pushed.copy_(pushed)
     return total / count
+
+
+@torch.no_grad()
+def copying(policy: Policy, records: list[Record], limit: int = 100) -> float | None:
+    """Does the model take words from its source? RL cannot teach that in a few updates.
+
+    Every word of a reference that its own source has and the next record's source has not: is it
+    ten times likelier after its own source than after the next? The share of them, teacher-forced;
+    None where references repeat nothing. Neither the loss nor the greedy texts tell."""
+    records, tok = records[:limit], policy.tok
+    own, other, texts = [], [], []
+    for r, next_r in zip(records, records[1:] + records[:1]):
+        own.append(r.source)
+        other.append(next_r.source)
+        texts.append(" ".join(r.references[0].split()))
+    text, _ = data.encode_texts(texts, tok, policy.T)
+    columns = []  # (record, column) of the first token of each such word
+    for b, words in enumerate(texts):
+        begin = 0
+        repeated = words_of(own[b]) - words_of(other[b])
+        for word in words.split():
+            if words_of(word) & repeated and begin < policy.T - 1:
+                columns.append((b, begin))
+            begin += len(tok.encode(word))
+    if not columns:
+        return None
+    b, t = torch.tensor(columns, device=policy.device).T
+    policy.model.eval()
+    pushed, text, logp = policy.model.pushed.clone(), text.to(policy.device), []
+    for sources in (own, other):
+        src, pad = encode(policy, sources)
+        logits = sorl.target_logits(policy.model, src, pad, text)[b, t]
+        logp.append(log_probs(logits).gather(1, text[b, t][:, None]))
+    policy.model.pushed.copy_(pushed)
+    surprising = logp[1] < math.log(0.1)  # "snow" after "wet" needs no source
+    if not surprising.any():
+        return None
+    return (logp[0] - logp[1] > math.log(10))[surprising].float().mean().item()
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def note_copying(base: Policy, records: list[Record]) -> None:
+    share = copying(base, records)
+    if share is not None and share < 0.95:
+        print(f"note: only {share:.0%} of the words that texts take from their source are much "
+              f"likelier with the source than with another; RL can hardly teach a base to copy, so "
+              f"expect wrong facts; more --base_steps may help")
 
 
 @torch.no_grad()
@@ -125,6 +177,11 @@ def diagnose(run: Run, log: dict) -> dict:
     return row
 
 
+def is_due(cfg, step: int) -> bool:
+    """Every eval_every updates; and after the first few of RL, in which most is learned."""
+    return step % cfg.eval_every == 0 or step in (1, 2, 3, 5, 7) and cfg.setting != "mle"
+
+
 def evaluate(run: Run, records: list[Record], reward) -> dict:
     """Validation figures for the log; writes samples.txt, and keeps best.pt.
 
@@ -135,6 +192,7 @@ def evaluate(run: Run, records: list[Record], reward) -> dict:
     row = {"val_reward": val_reward}
     if is_base:
         row["val_loss"] = validation_loss(run.policy, records, cfg.eval_size)
+        row["copying"] = copying(run.policy, records)
     log = run.logs["samples.txt"]
     log.write(f"step {run.step}  validation reward {val_reward:.4f}\n")
     for r, text in zip(records[:3], texts):

@@ -44,10 +44,10 @@ COLUMNS = NAME | {
     "p_m": ("p_m", "{:g}", "share of the tokens that the model samples; the rest is static text"),
     "K": ("K", "{:g}", "samples of each static text; online: of a source; offline: stored texts"),
     "refresh": ("refresh", "{:g}", "updates between two refreshes of the static text; 0: never"),
-    "val_reward": ("val R", "{:.3f}", "reward of greedy texts, validation, with the weights kept"),
+    "val_reward": ("val R", "{:.3f}", "reward of greedy validation texts, with the weights kept"),
     "test_reward": ("test R", "{:.3f}", "the same weights on the test split"),
     "facts": ("facts", "{:.0%}", "test texts that state every fact of their source rightly"),
-    "slot_error": ("slots", "{:.2%}", "slots of the test sources that are missing, wrong or added"),
+    "slot_error": ("slots", "{:.2%}", "slots of the test sources that texts miss or get wrong"),
     "fp": ("FP", "{:,.0f}", "forward propagations that sample or score, in all of training"),
     "seconds": ("seconds", "{:.1f}", "of training, evaluation not counted"),
     "steps": ("updates", "{:.0f}", "optimizer steps"),
@@ -145,9 +145,9 @@ def read_predictions(folders: list[str], records: list) -> list[list[str]]:
     return runs
 
 
-def read_curve(folders: list[str]) -> dict[str, np.ndarray]:
-    """The evaluations that all these runs have, E of them -> means over the runs, (E,) each, of
-    step, costs and val_reward. Raises InputError."""
+def read_curve(folders: list[str]) -> dict:
+    """The evaluations that all these runs have, E of them -> step, costs and val_reward, means over
+    the runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
     keys, runs = ("step", *COSTS, "val_reward"), []
     for folder in folders:
         lines = read_lines(f"{folder}/metrics.jsonl", *keys)
@@ -155,7 +155,9 @@ def read_curve(folders: list[str]) -> dict[str, np.ndarray]:
     steps = [step for step in runs[0] if all(step in run for run in runs)]
     if not steps:
         raise InputError(f"{folders[0]}/metrics.jsonl: expected evaluations")
-    return {key: np.mean([[run[step][key] for step in steps] for run in runs], 0) for key in keys}
+    curves = [{key: np.array([run[step][key] for step in steps]) for key in keys} for run in runs]
+    means = {key: np.mean([curve[key] for curve in curves], 0) for key in keys}
+    return means | {"runs": curves}
 
 
 def gather(read, names, rows: list[dict], out: str, seeds: tuple, notes: list) -> dict:
@@ -221,10 +223,15 @@ def tabulate(groups: dict, columns: dict) -> str:
     return table + "\n\n" + "\n".join(f"  {heading:<10} {meaning}" for heading, meaning in meanings)
 
 
-def first_reach(curve: dict[str, np.ndarray], level: float) -> dict | None:
-    """Step and costs at the first evaluation whose validation reward is at least `level`."""
-    at = np.flatnonzero(curve["val_reward"] >= level)
-    return {key: float(curve[key][at[0]]) for key in ("step", *COSTS)} if len(at) else None
+def first_reach(curve: dict, level: float) -> dict | None:
+    """Step and costs at the first evaluation whose validation reward is at least `level`: the
+    median over the runs; None where half of them or more never get there."""
+    keys, reached = ("step", *COSTS), []
+    for run in curve["runs"]:
+        at = np.flatnonzero(run["val_reward"] >= level)
+        reached.append([run[key][at[0]] if len(at) else math.inf for key in keys])
+    median = dict(zip(keys, np.median(reached, 0).tolist()))
+    return median if math.isfinite(median["step"]) else None
 
 
 def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
@@ -233,15 +240,16 @@ def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
     name = "online" if "online" in curves else best
     reward = curves[name]["val_reward"]
     if reward.max() >= LEVEL:
-        return LEVEL, f"a fixed level, which {name} reaches"
-    return reward[-1] - MARGIN, f"{name}'s last value less {MARGIN}"
+        return LEVEL, "a fixed level"
+    return reward[-1] - MARGIN, f"{name}'s last less {MARGIN}"
 
 
 def cost_table(curves: dict[str, dict]) -> str:
-    """What each setting has spent when its mean validation reward first reaches one level."""
+    """What each setting has spent when its validation reward first reaches one level."""
     level, origin = matched_level(curves)
     reached = {name: first_reach(curve, level) for name, curve in curves.items()}
     online = reached.get("online")
+    median = ", median over seeds" if any(len(c["runs"]) > 1 for c in curves.values()) else ""
     lines = [["setting", "FP", "seconds", "update", "fewer FP", "fewer sec.", "best", "last"]]
     for name, at in reached.items():
         cells = ["never"] * 3 + ["-"] * 2
@@ -251,7 +259,7 @@ def cost_table(curves: dict[str, dict]) -> str:
         reward = curves[name]["val_reward"]
         lines.append([name, *cells, f"{reward.max():.3f}", f"{reward[-1]:.3f}"])
     return f"""\
-Cost until the mean validation reward first reaches {level:.3f} ({origin}):
+Cost until the validation reward first reaches {level:.3f} ({origin}){median}:
 {align(lines)}
 
   fewer      how many times fewer FPs or seconds than online
@@ -392,20 +400,37 @@ def vary_report(out: str, flag: str, rows: list[dict]) -> str:
     Raises OSError where the rows cannot be written.
     """
     write_text(f"{out}/vary-{flag}.json", json.dumps(rows, indent=1) + "\n")
-    groups, first = {}, {}  # (setting, value) -> rows; setting -> its first value's test rewards
+    groups, first, notes = {}, {}, []  # first: setting -> test rewards at its first value
     for row in rows:
         groups.setdefault((row["name"], str(row["value"])), []).append(row)
     for (name, value), group in groups.items():
         tested = {row["seed"]: row["test_reward"] for row in group}
         less = paired(tested, first[name]) if name in first else ""
         first.setdefault(name, tested)
-        groups[name, value] = [row | {"value": value, "less": less} for row in group]
+        reached = reached_by(f"{name}-{flag}_{value}", group, out, notes)
+        groups[name, value] = [row | {"value": value, "less": less} | reached for row in group]
     columns = NAME | {"value": (flag, "{}", "")}
     columns |= {key: COLUMNS[key] for key in ("val_reward", "test_reward")}
-    columns["less"] = ("less first", "{}", "test R less that of the setting's first value")
+    columns |= {
+        "less": ("less first", "{}", "test R less that of the setting's first value"),
+        "reach_fp": (f"FP to {LEVEL}", "{}", "FPs until validation first reached it (median)"),
+        "reach_seconds": ("s", "{}", "seconds until then")}
     columns |= {key: COLUMNS[key] for key in ("slot_error", "fp", "seconds", "steps")}
-    text = tabulate(groups, columns)
+    text = "\n".join([tabulate(groups, columns), *notes])
     return "\n".join([text, *attempt(f"{out}/vary-{flag}.txt", write_text, text + "\n")])
+
+
+def reached_by(folder: str, group: list[dict], out: str, notes: list) -> dict:
+    """What the runs of one value had spent when they reached LEVEL, as cells of the table."""
+    try:
+        curve = read_curve([f"{out}/seed{row['seed']}/{folder}" for row in group])
+    except InputError as error:
+        notes.append(str(error))
+        return {}
+    at = first_reach(curve, LEVEL)
+    if at is None:
+        return {"reach_fp": "never", "reach_seconds": "-"}
+    return {"reach_fp": f"{at['fp']:,.0f}", "reach_seconds": f"{at['seconds']:.1f}"}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -530,7 +555,7 @@ def write_beside(axis, texts: list[tuple]) -> list:
         taken.append(box.translated(*shift))
         written.append(artist)
         artist.set_position(np.array(shift) * 72 / axis.figure.dpi)
-        artist.arrow_patch.set_visible(not taken[-1].padded(2 * box.height).contains(*at))
+        artist.arrow_patch.set_visible(not taken[-1].padded(box.height).contains(*at))
     return written
 
 
@@ -606,10 +631,13 @@ def make_figure(folders: list[str], path: str, spectrum: bool) -> list[str]:
             raise InputError(f"{out}: expected results.json or vary-FLAG.json of train.py")
         rows += results + sweeps
         if results:
-            seeds = [row["seed"] for row in results if os.path.isdir(f"{out}/seed{row['seed']}")]
+            seeds = [row["seed"] for row in results
+                     if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
             panels.append(panel_of(out, results, tuple(seeds), notes))
     if spectrum or len(panels) < len(folders):
-        failed = attempt(path, plot_spectrum, rows)
+        failed, notes = attempt(path, plot_spectrum, rows), []
+    elif not all(curves for _, curves, _ in panels):
+        raise InputError(" ".join(notes[:1]) or "expected a setting beside the base")
     else:
         failed = attempt(path, plot_compare, panels)
     if failed:

@@ -52,7 +52,7 @@ def make_comparison(out, seeds=(), names=NAMES):
         for name in names:
             folder = f"{report.home_of(out, seeds, seed)}/{name}"
             rewards = [*CURVES.get(name, (.3, .8, .97))]
-            write_curve(folder, rewards, fp=5000 if name == "online" else 0 if name == "mle" else 50)
+            write_curve(folder, rewards, fp={"online": 5000, "mle": 0}.get(name, 50))
             report.write_predictions(folder, RECORDS, TEXTS)
             rows.append(make_row(name, seed, max(rewards) - .01 * seed))
     with open(f"{out}/results.json", "w") as file:
@@ -67,7 +67,8 @@ def make_comparison(out, seeds=(), names=NAMES):
 
 def test_cells_are_mean_and_sd():
     """Rewards .5 and .7: mean .6, sd .1414; costs have a mean alone; one seed has no spread."""
-    rows = [make_row("base", reward=.25), make_row("masked", 0, .5), make_row("masked", 1, .7, fp=300)]
+    rows = [make_row("base", reward=.25), make_row("masked", 0, .5),
+            make_row("masked", 1, .7, fp=300)]
     lines = report.tabulate(report.by_name(rows), report.COLUMNS).splitlines()
     assert lines[0].split() == ["setting", "val", "R", "test", "R", "FP", "seconds", "updates"]
     assert lines[1].split() == ["base", "0.250", "0.250", "100", "2.5", "9"]
@@ -77,12 +78,13 @@ def test_cells_are_mean_and_sd():
 
 
 @pytest.mark.parametrize("name, scale, dropped", [
-    ("refresh", 1, set()), ("masked_refresh", 1000, {"K"}),
+    ("refresh", 1, set()), ("masked_refresh", 1000, {"K", "p_m"}),
     ("a name of thirty characters..", 1, {"K", "p_m", "refresh"})])
 def test_every_column_is_explained_within_the_width(name, scale, dropped):
     """Every column at once; larger figures and longer names cost columns, never the width."""
     rows = [make_row(name, seed, .95 + .01 * seed, p_m=.2, K=128, refresh=8, facts=.9 + .1 * seed,
-                     slot_error=.02 + .03 * seed, fp=361_927 * scale, seconds=71.6 * scale, steps=160)
+                     slot_error=.02 + .03 * seed, fp=361_927 * scale, seconds=71.6 * scale,
+                     steps=160)
             for seed in (0, 1)]
     lines = report.tabulate({name: rows}, report.COLUMNS).splitlines()
     assert max(map(len, lines)) <= 100
@@ -110,9 +112,19 @@ def test_curve_is_the_mean_of_evaluations_that_all_seeds_have(tmp_path):
     curve = report.read_curve([f"{tmp_path}/a", f"{tmp_path}/b"])
     np.testing.assert_allclose(curve["val_reward"], (.2, .6))
     np.testing.assert_allclose(curve["fp"], (0, 20))
-    assert report.first_reach(curve, .6) == dict(
-        step=1, fp=20, seconds=1, fp_grad=0, fp_mle=0, tokens=0)
-    assert report.first_reach(curve, .61) is None
+
+
+def test_first_reach_is_the_median_of_what_each_seed_needed(tmp_path):
+    """Three seeds get to .6 at evaluation 2, 1 and never: FPs 20, 30 and without end; with two
+    that never do, neither does the median."""
+    folders = []
+    for name, rewards, fp in (("a", (.1, .5, .9), 10), ("b", (.3, .7, .7), 30), ("c", (.1,) * 3, 5)):
+        write_curve(tmp_path / name, rewards, fp=fp)
+        folders.append(f"{tmp_path}/{name}")
+    reached = report.first_reach(report.read_curve(folders), .6)
+    assert reached["fp"] == 30 and reached["step"] == 2
+    assert report.first_reach(report.read_curve(folders[:1]), .6)["fp"] == 20
+    assert report.first_reach(report.read_curve(folders[1:] + folders[2:]), .6) is None
 
 
 @pytest.mark.parametrize("rewards, level", [
@@ -158,12 +170,15 @@ def test_compare_report(tmp_path, seeds):
     assert max(map(len, tables.splitlines())) <= 100
     for part in ("Cost until", "Facts that", "two test sources", "Øslo has 4", "report.txt"):
         assert part in text
+    assert text.splitlines()[0].split()[5] == "facts"
+    assert text.splitlines()[1].split()[3] == ("50%±0" if seeds else "50%")  # base: no p_m, no K
     assert "KL" not in text and "less online's" not in text
     full = (tmp_path / "report.txt").read_text(encoding="utf-8")
     assert all(part in full for part in tables.split("\n\n")) and "less online's" in full
     assert all(heading in full for heading, _, _ in report.MORE_COLUMNS.values()
                if heading not in ("BLEU", "RougeL", "entropy", "KL", "dist2"))  # without values
-    assert (tmp_path / "outputs.txt").read_text(encoding="utf-8").count("\n") == 3 * (1 + len(NAMES))
+    outputs = (tmp_path / "outputs.txt").read_text(encoding="utf-8")
+    assert outputs.count("\n") == 3 * (1 + len(NAMES))
     assert (tmp_path / "compare.png").stat().st_size > 20_000
 
 
@@ -310,6 +325,15 @@ def test_bad_input_is_one_line(tmp_path, capsys, content, expected):
     assert expected in error and error.count("\n") == 1 and str(tmp_path) in error
 
 
+def test_a_comparison_without_curves_is_one_line(tmp_path, capsys):
+    make_comparison(str(tmp_path), names=("base", "masked"))
+    os.remove(tmp_path / "masked/metrics.jsonl")
+    with pytest.raises(SystemExit, match="2"):
+        report.main([str(tmp_path), "--figure", str(tmp_path / "f.png")])
+    error = capsys.readouterr().err
+    assert "masked/metrics.jsonl" in error and error.count("\n") == 1
+
+
 def test_bad_flags_and_paths_are_one_line(tmp_path, capsys):
     make_comparison(str(tmp_path))
     for flags in ((), ("--figure",), ("--figure", f"{tmp_path}/none/f.png"),
@@ -323,7 +347,7 @@ def test_figures_survive_a_notebook_and_a_matplotlibrc(tmp_path):
     """A backend that matplotlib does not know, LaTeX asked for, and an ASCII locale."""
     make_comparison(str(tmp_path))
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\n")
-    done = run(tmp_path, "--figure", tmp_path / "f.png", MPLBACKEND="module://no_such_module",
+    done = run(tmp_path, "--figure", tmp_path / "f.png", MPLBACKEND="nonsense",
                MATPLOTLIBRC=str(tmp_path / "matplotlibrc"), LC_ALL="C", PYTHONUTF8="0")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert (tmp_path / "f.png").stat().st_size > 20_000
