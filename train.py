@@ -55,7 +55,7 @@ def loss(run: Run, batches: Batches, reward, i: int = 0):
     # What is fed: the texts of RL, and the targets to imitate, half of which have masks.
     u = uniforms((B * C, cfg.K, T), "tokens")
     fed, decoded = static[:0], None
-    if cfg.setting != "mle":
+    if cfg.p_m + cfg.credit > 0:
         fed, decoded = sorl.feed(model, batch.src, batch.pad, static, mask, u,
                                  cfg.observation, tok.mask, *how)
     p_m = MLE_P_M if run.step >= cfg.masked_from else 0.0

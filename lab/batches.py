@@ -66,7 +66,7 @@ class Batches:
     def __init__(self, cfg, records: list[Record], policy: Policy, reward):
         self.cfg, self.records, self.policy, self.reward = cfg, records, policy, reward
         self.order = list(range(len(records)))
-        if cfg.setting == "mle":
+        if cfg.p_m + cfg.credit == 0:  # imitation alone
             self.order = [i for i, r in enumerate(records) for _ in r.target]
         self.ranked = {}   # record -> its static texts, best first
         self.current = {}  # i -> the batch that serves since the last refresh

@@ -1,8 +1,7 @@
 """The settings and the flags: what a run can be.
 
-A setting is a dict of flags: nothing in the trainer asks for its name, with one exception (`mle`
-feeds no RL rows). To add one, add a line to SETTINGS; `like` names the setting whose tuned flags it
-takes. To add a flag, add a line to Config, and a test.
+A setting is a dict of flags, and no update asks for its name. To add one, add a line to SETTINGS;
+`like` names the setting whose tuned flags it takes. To add a flag, add a line to Config, and a test.
 """
 from dataclasses import dataclass, replace
 
