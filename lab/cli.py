@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import field, fields
 
 from data import InputError
@@ -145,9 +146,14 @@ def check_ranges(cfg) -> None:
 # How a command ends
 
 
-def fail(program: str, message, code: int = 2):
-    print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+def leave(line: str, code: int):
+    with suppress(OSError):  # whoever read stderr may have gone
+        print(line, file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def fail(program: str, message):
+    leave(f"{program}: {' '.join(str(message).split())}", 2)
 
 
 def run_command(program: str, work) -> None:
@@ -179,8 +185,7 @@ def run_command(program: str, work) -> None:
     except OSError as e:  # a full disk; those of the user's reward are RewardErrors
         fail(program, e)
     except (run.Stopped, KeyboardInterrupt) as e:
-        if processes.is_first():
-            print(f"\n{e or 'stopped'}; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        line = f"\n{e or 'stopped'}; the same command goes on from there"
+        leave(line if processes.is_first() else "", 130)
     finally:
         run.unlock_all()
