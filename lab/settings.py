@@ -1,7 +1,7 @@
 """The settings and the flags: what a run can be.
 
-A setting is a dict of flags, and no update asks for its name. To add one, add a line to SETTINGS;
-`like` names the setting whose tuned flags it takes. To add a flag, add a line to Config, and a test.
+A setting is a dict of flags, and no update asks for its name. To add one, add a line to SETTINGS,
+where `like` names the setting whose tuned flags it takes. To add a flag, add a line to Config.
 """
 from dataclasses import dataclass, replace
 
