@@ -1,4 +1,4 @@
-"""Train, evaluate and compare: the settings, the flags, the loss, the update, the loop.
+"""Train and compare: the loss, the update, the loop.
 
     python train.py                    compare every setting on the embedded task, from one base
     python train.py --mode train       one run; --mode eval, sample, candidates: see the README
@@ -9,7 +9,7 @@ last bit, by the same command.
 """
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import sorl  # before torch: see model.py
 import torch
@@ -18,186 +18,15 @@ import data
 from data import InputError
 from lab import evaluate, processes, report
 from lab.batches import Batches
-from lab.cli import (check_ranges, check_tuned, flag, flags_of, parse_args, parse_vary,
-                     run_command)
-from lab.policy import (Policy, autocast, load_policy, machine_of, score, weights_hash, write_json)
-from lab.run import PLACES, Progress, Run, Stop, check_folder, claim, identity, resumed
+from lab.cli import parse_args, parse_vary, run_command
+from lab.policy import Policy, autocast, load_policy, machine_of, score, weights_hash, write_json
+from lab.run import Progress, Run, Stop, check_folder, claim, identity, resumed
+from lab.settings import (BASE, NOT_TUNING, SETTINGS, USED, USUAL, Config, make_config,
+                          unused_flags)
 from lab.work import Work, given_base, nothing_to_learn
 
-# --------------------------------------------------------------------------------------------------
-# Settings: what each name of the paper's spectrum is, whatever the flags say
-
-SETTINGS = {
-    # Imitation alone, for as many updates: what would more of the base's training have given?
-    "mle": dict(p_m=0.0, credit=0.0, refresh=0, num_static=1, kl_weight=0.0, mle_weight=1.0),
-    # Nothing is sampled: stored texts are ranked against each other.
-    "offline": dict(p_m=0.0, credit=1.0, refresh=0),
-    # The policy writes whole texts, a forward propagation a token.
-    "online": dict(p_m=1.0, observation="full", credit=0.0, refresh=0, num_static=1),
-    # Semi-offline, the model sees its own tokens.
-    "full": dict(observation="full", credit=0.0, refresh=0, num_static=1),
-    # Semi-offline, [MASK] where the model's own tokens go: the paper's method.
-    "masked": dict(refresh=0),
-    # The same without [MASK]: the static token stays visible.
-    "static": dict(observation="static"),
-    # Masked, on static texts that the policy writes anew every few updates.
-    "refresh": dict(credit=0.0),
-    # The same, and the static texts are ranked against each other, too.
-    "credit": dict(),
-    # That ranking alone, without masks: online learning that reuses its texts.
-    "reuse": dict(p_m=0.0),
-}
-USUAL = ("mle", "offline", "online", "full", "masked", "static", "refresh", "credit")
-
-
-@dataclass
-class Config:
-    # what to do
-    mode: str = flag("compare", "what to do", ("compare", "train", "eval", "sample", "candidates"))
-    data: str = flag("forecast", "forecast, forecast2, or a folder with {train,val,test}.jsonl")
-    out: str = flag("out", "the folder to write")
-    init: str = flag("", "checkpoint to start from, or to use")
-    resume: str = flag("", "folder of a run to go on with")
-    setting: str = flag("masked", "train: who provides the tokens; semi: as --refresh, --credit "
-                        "and --p_m say", ("semi", *SETTINGS))
-    settings: tuple = flag(USUAL, "compare: which settings", (*SETTINGS, "all"), str)
-    vary: tuple = flag((), "compare: a flag and its values, a row for each", (), str)
-    seed: int = flag(0, "seed of everything that is drawn", most=2 ** 63 - 1)
-    seeds: tuple = flag((), "compare: several seeds, each with a base of its own", (), int,
-                        most=2 ** 63 - 1)
-    # the method
-    p_m: float = flag(0.2, "probability that the model draws a token", most=1)
-    K: int = flag(16, "samples per source (online) or per static text (semi-offline)", least=1)
-    stored: str = flag("data", "which stored static texts: the first, by reward, or any",
-                       ("data", "best", "worst", "random"))
-    num_static: int = flag(1, "static texts per source and update (C)", least=1)
-    num_stored: int = flag(0, "with refresh: how many of the C static texts stay stored ones")
-    refresh: int = flag(0, "updates that static texts sampled from the policy serve; 0 = stored")
-    credit: float = flag(0.0, "weight of the ranking of the static texts against each other")
-    reward: str = flag("rouge", "rouge, bleu, chrf, slot, joined by + (their mean), or "
-                       "module:function")
-    baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo"))
-    adv_scale: bool = flag(True, "divide advantages by their standard deviation per source")
-    length_norm: bool = flag(False, "divide a sample's log-probability by its actions")
-    mle_weight: float = flag(0.3, "weight of imitation during RL")
-    kl_weight: float = flag(0.1, "weight of KL(policy || base), summed over a text as RL feeds it")
-    temperature: float = flag(1.0, "sampling temperature", least=1e-3)
-    top_k: int = flag(0, "sample from the k likeliest tokens; 0 = all")
-    # optimization
-    steps: int = flag(100, "updates", least=1)
-    budget_fp: int = flag(0, "stop after this many sampling FPs; 0 = no limit")
-    batch_size: int = flag(32, "sources per batch", least=1)
-    accumulate: int = flag(1, "batches per update and process", least=1)
-    lr: float = flag(3e-4, "peak learning rate of RL")
-    # the base model
-    base_steps: int = flag(500, "updates of imitation before RL", least=1)
-    base_masked: float = flag(0.3, "the share of them, the last, in which [MASK] gets a meaning",
-                             most=1)
-    base_lr: float = flag(4e-3, "their peak learning rate")
-    base_batch: int = flag(32, "texts per update", least=1)
-    # the network and its texts
-    n_layer: int = flag(3, "blocks", least=1)
-    n_embd: int = flag(128, "width", least=1)
-    block_size: int = flag(128, "context: source, SEP and text, in tokens")
-    max_len: int = flag(0, "longest text in tokens with its end (T); 0 = the longest of the data")
-    vocab_size: int = flag(1000, "largest vocabulary: 256 bytes, merges, 4 special ids", least=260)
-    # evaluation and files
-    eval_every: int = flag(10, "updates between evaluations", least=1)
-    eval_size: int = flag(200, "validation sources used for that; 0 = all")
-    save_every: int = flag(100, "updates between checkpoints, at least", least=1)
-    source: str = flag("", "sample: a source text; by default the first of the test split")
-    device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
-    # no flags: what the setting or the base defines
-    observation: str = "masked"
-    n_head: int = 4
-    masked_from: int = 0  # the update from which half of the imitated rows have masks
-
-
-WARMUP, CLIP, MLE_P_M = 0.1, 1.0, 0.3  # share of the updates; gradient norm; M-FT's mask rate
-DEFAULTS = {  # where one setting differs from the Config above, on data that nobody tuned
-    "offline": dict(num_static=3),
-    "online": dict(K=8),
-    "full": dict(K=8),
-    "refresh": dict(refresh=8),
-    "credit": dict(refresh=8, num_static=4, credit=0.3),
-    "reuse": dict(refresh=8, num_static=4, credit=1.0),
-}
-QUICK = {  # --quick: a first look, instead of what the data set recommends
-    "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5,
-             batch_size=16, steps=10, mle_weight=0.1, kl_weight=0.0),
-    "masked": dict(steps=20, batch_size=32),
-    "static": dict(steps=20, batch_size=32),
-    "refresh": dict(steps=40),
-    "credit": dict(steps=40),
-    "reuse": dict(steps=40),
-}
-NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
-BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_embd", "block_size",
-        "max_len", "vocab_size", "reward", "eval_size"}  # what a base depends on
-
-
-def setting_of(given: dict) -> str:
-    """The setting of --mode train; `semi` is the one that the other flags describe."""
-    name = given.get("setting", Config.setting)
-    if name != "semi":
-        return name
-    if not given.get("refresh"):
-        return "masked"
-    if given.get("p_m") == 0:
-        return "reuse"
-    return "credit" if given.get("credit") else "refresh"
-
-
-def make_config(given: dict, name: str = "") -> Config:
-    """Lowest first: Config's defaults, DEFAULTS, what the data set recommends, the flags given,
-    and what the setting is. Raises InputError for values that no run could use."""
-    name, folder = name or setting_of(given), given.get("data", Config.data)
-    tuned = QUICK if "quick" in given else data.flags_of(folder)
-    tuned = check_tuned(Config, tuned, SETTINGS, NOT_TUNING, BASE, f"{folder}/flags.json")
-    flags = {}
-    for layer in (DEFAULTS, tuned):
-        flags |= layer.get("", {}) | layer.get(name, {})
-    flags |= {key: value for key, value in given.items() if key != "quick"}
-    cfg = replace(Config(), **flags | SETTINGS[name] | {"setting": name})
-
-    check_ranges(cfg)
-    for key, holds, expected in (
-        ("p_m", name == "mle" or cfg.p_m + cfg.credit > 0, "above 0, or nothing is learned"),
-        ("n_embd", cfg.n_embd % cfg.n_head == 0, f"a multiple of {cfg.n_head}"),
-        ("max_len", cfg.max_len < cfg.block_size, f"less than block_size = {cfg.block_size}"),
-        ("K", cfg.K > 1 or cfg.baseline == "loo" or cfg.p_m == 0,
-         "at least 2 (one sample less its own mean is 0), or --baseline loo"),
-        ("num_static", cfg.num_static > 1 or cfg.credit == 0,
-         "at least 2, so that there is something to rank"),
-        ("num_stored", cfg.num_stored < cfg.num_static or cfg.refresh == 0,
-         f"less than num_static = {cfg.num_static}"),
-        ("refresh", cfg.refresh > 0 or name not in ("refresh", "credit", "reuse"),
-         f"at least 1 for {name}"),
-    ):
-        if not holds:
-            raise InputError(f"--{key} {getattr(cfg, key)}: expected {expected}")
-    return cfg
-
-
-def unused_flags(cfg: Config) -> set[str]:
-    """The flags that this setting fixes, or that change nothing in it."""
-    unused = set(SETTINGS[cfg.setting])
-    if cfg.setting == "mle":
-        unused |= {"stored", "baseline", "adv_scale", "length_norm", "budget_fp"}
-    if cfg.setting == "online":
-        unused |= {"stored"}
-    if cfg.p_m == 0:
-        unused |= {"K"}
-    if cfg.p_m == 0 and cfg.refresh == 0:
-        unused |= {"temperature", "top_k"}
-    if cfg.refresh == 0:
-        unused |= {"num_stored"}
-    elif cfg.num_stored == 0:
-        unused |= {"stored"}
-    if cfg.init:
-        unused |= {name for name in BASE if name.startswith("base_")}
-    return unused
-
+WARMUP, CLIP = 0.1, 1.0  # share of the updates; largest norm of the gradient
+MLE_P_M = 0.3  # the mask rate of imitated rows
 
 def ignored(cfg: Config, given: dict) -> set[str]:
     """The given flags that change nothing; a value that the setting has anyway may be typed."""
@@ -212,42 +41,45 @@ def ignored(cfg: Config, given: dict) -> set[str]:
 def loss(run: Run, batches: Batches, reward, i: int = 0):
     """The loss of batch i of an update -> a scalar that carries the gradient, and what is logged.
 
-    Imitation, the policy's samples, the ranked static texts, the distance from the base, weighted
-    by mle_weight, 1, credit and kl_weight; all from one forward propagation."""
+    Four parts from one forward propagation: imitation, the policy's samples, the ranking of the
+    static texts, the distance from the base; weighted by mle_weight, 1, credit and kl_weight."""
     cfg, policy, model, tok = run.cfg, run.policy, run.policy.model, run.policy.tok
     batch, fp = batches.get(run.step, i)
     B, C, T = batch.static.shape
     static, lengths = batch.static.flatten(0, 1), batch.static_len.flatten()  # (B·C,T) (B·C,)
     how = cfg.temperature, cfg.top_k
 
-    def uniforms(purpose, *shape):
+    def uniforms(shape, purpose):
         number = batches.number(run.step, i)
         return sorl.uniforms(shape, cfg.seed, number, purpose).to(policy.device)
 
-    # Coins: which tokens are the model's. Where it decodes, the end is an action, too.
+    # Coins: which tokens are the model's. One that sees its own tokens may write past the end.
     if cfg.observation == "full":
         lengths = torch.full_like(lengths, T + 1)
-    mask = sorl.sample_mask(uniforms("mask", B * C, T), lengths, cfg.p_m)  # (B·C,T)
+    mask = sorl.sample_mask(uniforms((B * C, T), "mask"), lengths, cfg.p_m)  # (B·C,T)
 
-    # What is fed: the texts of RL, and targets to imitate, some of which have masks.
-    u = uniforms("tokens", B * C, cfg.K, T)
-    fed, decoded = batch.target[:0], None
-    if cfg.setting != "mle":
+    # What is fed: the texts of RL, and the targets to imitate, half of which have masks.
+    u = uniforms((B * C, cfg.K, T), "tokens")
+    fed, decoded = static[:0], None
+    if cfg.p_m + cfg.credit > 0:
         fed, decoded = sorl.feed(model, batch.src, batch.pad, static, mask, u,
                                  cfg.observation, tok.mask, *how)
-    hidden = sorl.sample_mask(uniforms("mle", B, T), batch.target_len, MLE_P_M)
-    hidden &= (uniforms("mle row", B) < (0.5 if run.step >= cfg.masked_from else 0))[:, None]
-    n = B if cfg.mle_weight > 0 else 0
-    imitated = sorl.observe(batch.target, hidden, "masked", tok.mask)[:n]
+    p_m = MLE_P_M if run.step >= cfg.masked_from else 0.0
+    mle_mask = sorl.sample_mask(uniforms((B, T), "mle"), batch.target_len, p_m)
+    mle_mask &= uniforms((B,), "mle row")[:, None] < 0.5
+    imitated = sorl.observe(batch.target, mle_mask, "masked", tok.mask)
+    imitated = imitated if cfg.mle_weight > 0 else imitated[:0]
 
-    # One forward propagation of all rows: C or K texts a source for RL, then the imitated ones.
-    src = torch.cat([batch.src.repeat_interleave(len(fed) // B, 0), batch.src[:n]])
-    pad = torch.cat([batch.pad.repeat_interleave(len(fed) // B, 0), batch.pad[:n]])
+    # One forward propagation of all rows; for RL they are C or K texts a source.
+    texts, n = len(fed) // B, len(imitated)
+    src = torch.cat([batch.src.repeat_interleave(texts, 0), batch.src[:n]])
+    pad = torch.cat([batch.pad.repeat_interleave(texts, 0), batch.pad[:n]])
     logits = sorl.target_logits(model, src, pad, torch.cat([fed, imitated]))
     rl_logits, mle_logits = logits.split([len(fed), n])
+    log = dict(logits=rl_logits.detach(), mask=mask, static=static, fp_mle=n)
 
+    # The four parts.
     mle = rl = kl = logits.new_zeros(())
-    log = {"logits": rl_logits.detach(), "mask": mask, "static": static, "fp_mle": n}
     if n:
         mle = sorl.mle_loss(mle_logits, batch.target, batch.target_len) / batch.target_len.sum()
     if cfg.p_m > 0:
@@ -255,21 +87,21 @@ def loss(run: Run, batches: Batches, reward, i: int = 0):
         rewards = score(reward, policy, rollout.tokens, batch)  # (B·C,K)
         A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
         rl = sorl.policy_loss(rollout, A, cfg.length_norm)
-        log |= {"rollout": rollout, "A": A, "rewards": rewards, "fp_grad": rollout.fp_grad}
-        fp = fp + rollout.fp
+        log |= dict(rollout=rollout, A=A, rewards=rewards, fp_grad=rollout.fp_grad)
     if cfg.credit > 0:
         rewards, ranked = rank_static(cfg, policy, batch, rl_logits, mask, reward)
         rl = rl + cfg.credit * ranked
-        log = {"rewards": rewards} | log
-        fp = fp if cfg.p_m > 0 else fp + len(static)
+        log.setdefault("rewards", rewards)
     if cfg.kl_weight > 0:
         with torch.no_grad():
             base_logits = sorl.target_logits(run.base, src[:len(fed)], pad[:len(fed)], fed)
         inside = sorl.text_mask(static if decoded is None else fed, tok.vocab_size)
         kl = sorl.kl_divergence(rl_logits, base_logits, inside) * inside.sum() / len(fed)
-        fp = fp + len(fed)
-    total = cfg.mle_weight * mle + rl + cfg.kl_weight * kl
-    return total, log | {"mle": mle.detach(), "rl": rl.detach(), "fp": fp}
+
+    # FPs that sample or score: refreshed texts, the rows of RL, the base's.
+    fp = fp + (rollout.fp if cfg.p_m > 0 else len(fed)) + (len(fed) if cfg.kl_weight > 0 else 0)
+    log |= dict(fp=fp, mle=mle.detach(), rl=rl.detach())
+    return cfg.mle_weight * mle + rl + cfg.kl_weight * kl, log
 
 
 def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, reward):
@@ -281,13 +113,17 @@ def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, re
     if cfg.refresh:
         kept[..., -1] = False  # an end token there may be a cut
     given = sorl.rollout_given(logits, batch.static, kept, cfg.temperature if cfg.refresh else 1.0)
+    if not cfg.refresh:
+        # The policy did not write these. GOLD's weights (Pang and He 2021), each token's own
+        # probability, keep what it would never write from dominating, and offline from falling.
+        given.logp = given.logp * given.logp.detach().exp()
     rewards = score(reward, policy, batch.static, batch)
     A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
     return rewards, sorl.policy_loss(given, A, cfg.length_norm)
 
 
 def update(run: Run, batches: Batches, reward) -> list[dict]:
-    """One optimizer step: the mean gradient of A batches in each process -> their logs."""
+    """One optimizer step: the mean gradient of `accumulate` batches a process -> their logs."""
     model, logs = run.policy.model, []
     model.train()
     for i in range(run.cfg.accumulate):
@@ -478,18 +314,6 @@ def train(given: dict) -> None:
         processes.first(claim, cfg.out, cfg, identity(cfg, work.data_hash))
         base = make_base(cfg, f"{cfg.out}/base", work)
     print("\n" + report.run_report(run_one(cfg, cfg.setting, cfg.out, base, work)))
-
-
-# Which flags a mode uses; the others are refused.
-CHECKPOINT = {"mode", "init", "data", "reward", "seed", "device"}
-SAMPLING = {"K", "temperature", "top_k"}
-USED = {
-    "compare": set(flags_of(Config)) - {"setting", "init", "resume", "source"} | {"quick"},
-    "train": set(flags_of(Config)) - {"settings", "seeds", "vary", "source"} | {"quick"},
-    "eval": CHECKPOINT | {"out"},
-    "sample": CHECKPOINT | SAMPLING | {"source", "p_m", "baseline", "adv_scale"},
-    "candidates": CHECKPOINT | SAMPLING | {"out"},
-}
 
 
 def command(argv: list[str]) -> None:

@@ -44,7 +44,6 @@ FLAGS = {
     "online": dict(steps=40, K=8, lr=3e-4),
     "full": dict(steps=20, K=8),
     "masked": dict(steps=40, **_RANKED),
-    "static": dict(steps=40, **_RANKED),
     "refresh": dict(**_REFRESHED, p_m=0.1),
     "credit": dict(**_REFRESHED, p_m=0.1, credit=8.0),
     "reuse": dict(**_REFRESHED, credit=8.0),

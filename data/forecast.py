@@ -31,7 +31,6 @@ FLAGS = {
     "online": dict(steps=60, K=8, mle_weight=0.02),
     "full": dict(steps=10, K=8),
     "masked": dict(steps=120, K=64, stored="best"),
-    "static": dict(steps=120, K=64, stored="best"),
     "refresh": dict(steps=160, K=64, refresh=8, num_static=1, batch_size=32, kl_weight=0.0),
     "credit": dict(steps=160, K=64, refresh=8, num_static=4, batch_size=16, kl_weight=0.02,
                    credit=0.3),

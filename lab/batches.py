@@ -1,12 +1,13 @@
 """Which sources and static texts an update learns from.
 
-Step s of a run makes A batches (--accumulate) in each of P processes. Batch i of process r has
+An update takes n batches (--accumulate) in each of P processes. Batch i of process r has, at
+update s,
 
-    number(s, i) = (s · A + i) · P + r         the key of its coins, samples and refreshed texts
+    number(s, i) = (s · n + i) · P + r         the key of its coins, samples and refreshed texts
     number(s // refresh, i)                    which sources and stored texts it has
 
-so A batches in one process are those of P = A processes, and every batch is a function of
-(seed, step) alone. With `refresh`, one batch and its static texts serve so many updates.
+so n batches in one process are those of n processes, and every batch is a function of (seed, step)
+alone. With `refresh`, one batch and its static texts serve so many updates.
 """
 from dataclasses import replace
 from functools import lru_cache
@@ -65,7 +66,7 @@ class Batches:
     def __init__(self, cfg, records: list[Record], policy: Policy, reward):
         self.cfg, self.records, self.policy, self.reward = cfg, records, policy, reward
         self.order = list(range(len(records)))
-        if cfg.setting == "mle":
+        if cfg.p_m + cfg.credit == 0:  # imitation alone
             self.order = [i for i, r in enumerate(records) for _ in r.target]
         self.ranked = {}   # record -> its static texts, best first
         self.current = {}  # i -> the batch that serves since the last refresh

@@ -67,7 +67,7 @@ def unlock_all() -> None:
 def identity(cfg, data_hash: str, **hashes: str) -> dict:
     """What makes two runs the same, as config.json holds it beside the places."""
     run = {name: value for name, value in asdict(cfg).items() if name not in PLACES}
-    # A · P batches an update, however they are shared out.
+    # So many batches an update, however they are shared out.
     run["accumulate"] = cfg.accumulate * processes.size()
     return json.loads(json.dumps(run | {"data_hash": data_hash} | hashes))
 
@@ -214,8 +214,8 @@ class Run:
         self.flat = self.flat + 1 if flat else 0
         if self.flat == 10:
             print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
-                  f"rewards (mean {row['reward']:.2f}), from which nothing can be learned; the base "
-                  f"may be too certain, or the reward too coarse")
+                  f"rewards (mean {row['reward']:.2f}), from which nothing can be learned; the "
+                  f"base may be too certain, or the reward too coarse")
 
     def summary(self, row: dict) -> str:
         """A line of the log, for the progress line."""
