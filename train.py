@@ -21,18 +21,12 @@ from lab.batches import Batches
 from lab.cli import parse_args, parse_vary, run_command
 from lab.policy import Policy, autocast, load_policy, machine_of, score, weights_hash, write_json
 from lab.run import Progress, Run, Stop, check_folder, claim, identity, resumed
-from lab.settings import (BASE, NOT_TUNING, SETTINGS, USED, USUAL, Config, make_config,
+from lab.settings import (BASE, NOT_TUNING, SETTINGS, USED, USUAL, Config, ignored, make_config,
                           unused_flags)
 from lab.work import Work, given_base, nothing_to_learn
 
 WARMUP, CLIP = 0.1, 1.0  # share of the updates; largest norm of the gradient
 MLE_P_M = 0.3  # the mask rate of imitated rows
-
-def ignored(cfg: Config, given: dict) -> set[str]:
-    """The given flags that change nothing; a value that the setting has anyway may be typed."""
-    fixed = {name for name in SETTINGS[cfg.setting] if given.get(name) == getattr(cfg, name)}
-    return given.keys() & unused_flags(cfg) - fixed
-
 
 # --------------------------------------------------------------------------------------------------
 # One update

@@ -184,6 +184,12 @@ def unused_flags(cfg: Config) -> set[str]:
     return unused
 
 
+def ignored(cfg: Config, given: dict) -> set[str]:
+    """The given flags that change nothing; a value that the setting has anyway may be typed."""
+    fixed = {name for name, value in SETTINGS[cfg.setting].items() if given.get(name) == value}
+    return given.keys() & unused_flags(cfg) - fixed
+
+
 # Which flags a mode uses; the others are refused.
 CHECKPOINT = {"mode", "init", "data", "reward", "seed", "device"}
 SAMPLING = {"K", "temperature", "top_k"}

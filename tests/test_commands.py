@@ -14,6 +14,7 @@ import torch
 import data
 from data.rewards import load_reward
 from data.tokenizer import Tokenizer
+from lab import settings
 from runs import (ROOT, RUN, TINY, base, built, command, files, flags_of, folder,  # noqa: F401
                   metrics, refused, run, same, short_records, state, weights)
 
@@ -136,9 +137,9 @@ def test_flags_in_order_lowest_first(tmp_path):
         cfg = train.make_config(given, name)
         return cfg.lr, cfg.p_m, cfg.K, cfg.refresh
     assert values("masked") == (1.0, 0.5, 6, 0)
-    assert values("static") == (1.0, 0.5, 5, 0)
+    assert values("full") == (1.0, 0.5, 5, 0) and values("static")[2] == 6  # like masked
     assert values("masked", "--K", "7", "--p_m", "0.1") == (1.0, 0.1, 7, 0)
-    assert values("offline")[1] == 0 and values("refresh")[3] == train.DEFAULTS["refresh"]["refresh"]
+    assert values("offline")[1] == 0 and values("refresh")[3] == settings.DEFAULTS["refresh"]["refresh"]
 
 
 @pytest.mark.parametrize("flags, expected", [
@@ -173,7 +174,7 @@ def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as e:
         train.main(["-h"])
     out = capsys.readouterr().out
-    names = train.flags_of(train.Config)
+    names = settings.flags_of(train.Config)
     assert not e.value.code and all(f"--{name} " in out for name in names) and len(names) <= 45
 
 
