@@ -12,10 +12,10 @@ import os
 import re
 import sys
 import types
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +41,9 @@ def _check_references(hypotheses: list[str], references: list[list[str]]) -> Non
 
 def _numbered(items: list) -> tuple[np.ndarray, list]:
     """Items -> a number for each, equal for equal items (N,), and the distinct items by number."""
-    distinct = list(dict.fromkeys(items))
-    number = {item: i for i, item in enumerate(distinct)}
-    return np.fromiter(map(number.__getitem__, items), np.int64, len(items)), distinct
+    number = defaultdict(count().__next__)  # the next number for an item that is new
+    numbers = np.fromiter(map(number.__getitem__, items), np.int32, len(items))
+    return numbers, list(number)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -74,7 +74,8 @@ def _cut(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Returns the numbers of all words of all texts, and for each text where its words begin and how
     many they are (N,). All texts are cut as one, a zero character behind each."""
-    texts = [text.replace("\0", " ") for text in texts]
+    if any("\0" in text for text in texts):
+        texts = [text.replace("\0", " ") for text in texts]
     joined = " \0 ".join([*texts, ""]).lower()
     words = joined.encode("ascii", "replace").translate(_ASCII_WORDS).split()
     ids, distinct = _numbered(words)
@@ -163,7 +164,7 @@ def rouge(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     numbers, texts = _numbered([*hypotheses, *chain.from_iterable(references)])
     counts = np.array([len(refs) for refs in references])
     hyp, ref = numbers[:len(hypotheses)].repeat(counts), numbers[len(hypotheses):]
-    pairs, index = np.unique(hyp * len(texts) + ref, return_inverse=True)
+    pairs, index = np.unique(hyp * np.int64(len(texts)) + ref, return_inverse=True)
     hyp, ref = np.divmod(pairs, len(texts))
     ids, starts, lengths = _cut(texts)
     size = np.maximum(1, np.maximum(lengths[hyp], lengths[ref]))

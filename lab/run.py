@@ -190,7 +190,7 @@ class Run:
                 tokens += int(model.pushed[1])
                 model.pushed.zero_()
         rewards = [log["rewards"] for log in logs if "rewards" in log]  # (R,K) each
-        equal = [(r == r[:, :1]).all(1).float().mean() for r in rewards]
+        equal = [(r == r[:, :1]).all(1).float().mean() for r in rewards if r.size(1) > 1]
         fp, fp_grad, fp_mle, tokens, n, reward, samples, equal, mle, rl = processes.total([
             float(sum(log["fp"] for log in logs)), sum(log.get("fp_grad", 0) for log in logs),
             sum(log["fp_mle"] for log in logs), tokens, len(logs),

@@ -24,6 +24,7 @@ from data.rewards import load_reward, rouge
 from lab.batches import Batches
 from lab.policy import machine_of, new_policy, pick_device
 from lab.run import Run
+from lab.settings import make_config
 from model import generate
 
 PAIRS = 7
@@ -63,7 +64,7 @@ class Bench:
 
     def __init__(self):
         self.device, self.reward = pick_device("auto"), load_reward("rouge")
-        self.dataset, self.cfg = data.load_dataset("forecast"), train.make_config({}, "masked")
+        self.dataset, self.cfg = data.load_dataset("forecast"), make_config({}, "masked")
         self.tok = self.policy(self.cfg, None).tok
 
     def policy(self, cfg, tok):
@@ -71,7 +72,7 @@ class Bench:
 
     def updater(self, name: str, **flags):
         """A function that does the next update of a run of this setting."""
-        cfg = train.make_config(flags, name)
+        cfg = make_config(flags, name)
         policy = self.policy(cfg, self.tok)
         run = Run(cfg, policy, "", train.make_optimizer(cfg, policy.model))
         batches = Batches(cfg, self.dataset["train"], policy, self.reward)
@@ -153,7 +154,8 @@ def sampler(bench: Bench) -> None:
     cfg = model.config
     theirs = GPT2LMHeadModel(GPT2Config(
         vocab_size=cfg.vocab_size, n_positions=cfg.block_size, n_embd=cfg.n_embd,
-        n_layer=cfg.n_layer, n_head=cfg.n_head)).eval().to(device)
+        n_layer=cfg.n_layer, n_head=cfg.n_head, bos_token_id=None,
+        eos_token_id=None)).eval().to(device)
 
     def hugging():
         theirs.generate(src, attention_mask=torch.ones_like(src), do_sample=True, top_k=0,

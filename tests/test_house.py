@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.cli import flags_of
-from train import Config
+from lab.settings import Config
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(file for pattern in ("*.py", "data/*.py", "lab/*.py") for file in ROOT.glob(pattern))

@@ -9,7 +9,7 @@ import torch
 import data
 from lab import lesson
 from lab.policy import new_policy, policy_state, save
-from train import make_config
+from lab.settings import make_config
 
 
 def rows_of(text: str) -> dict[str, str]:
