@@ -121,6 +121,31 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(folder, base):
     assert value(mle_weight=0.3, kl_weight=0.2) == pytest.approx(rl + 0.3 * mle + 0.2 * kl, rel=1e-4)
 
 
+def test_ranked_texts_get_credit_for_the_tokens_that_they_kept(folder, base):
+    """By hand: the log-probabilities of the static texts at the temperature that they were drawn
+    at, without masked tokens, and without a last column, whose end may be a cut."""
+    runner, batches, reward = built("credit", folder, base, "--temperature", "0.8", "--adv_scale",
+                                    "false")
+    batch = batches.get(0)[0]
+    (B, C, T), V = batch.static.shape, runner.policy.tok.vocab_size
+    logits = torch.randn(B * C, T, V, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(B * C, T, generator=torch.Generator().manual_seed(1)) < 0.3
+    scores, value = train.rank_static(runner.cfg, runner.policy, batch, logits, mask, reward)
+    assert torch.equal(scores, train.score(reward, runner.policy, batch.static, batch))
+
+    actions = logits.clone()  # PAD, SEP and MASK are none
+    actions[..., [V - 4, V - 3, V - 1]] = -torch.inf
+    logp = (actions / 0.8).log_softmax(-1).gather(-1, batch.static.view(B * C, T, 1))[..., 0]
+    total = 0.0
+    for b in range(B):
+        for c in range(C):
+            A = scores[b, c] - scores[b].mean()
+            for t in range(min(T - 1, batch.static_len[b, c])):
+                if not mask[b * C + c, t]:
+                    total -= A * logp[b * C + c, t] / (B * C)
+    assert value.item() == pytest.approx(total.item(), rel=1e-4) and abs(total) > 0.01
+
+
 def test_kl_holds_the_policy_to_the_base(folder, base):
     """With a large weight the policy stays; each row costs a second FP, whose tokens count too."""
     found = []
@@ -149,12 +174,15 @@ def test_every_parameter_learns_under_autocast(folder, base, monkeypatch, name):
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), parameter
 
 
-def test_evaluation_disturbs_nothing(folder, base, tmp_path):
-    """After every update or hardly ever: the same weights, the same counts."""
-    flags = flags_of("credit")
-    rows = [run(folder, base, tmp_path / every, *flags, "--eval_every", every)
-            for every in ("1", "99")]
-    assert same(weights(tmp_path / "1/ckpt.pt"), weights(tmp_path / "99/ckpt.pt"))
+def test_evaluation_disturbs_nothing(folder, base, tmp_path, monkeypatch):
+    """After every update or at the end alone: the same weights, the same counts."""
+    rows = []
+    for often in (True, False):
+        monkeypatch.setattr(train.evaluate, "is_due", lambda cfg, step, often=often: often)
+        rows.append(run(folder, base, tmp_path / str(often), *flags_of("credit")))
+        evaluated = [line["val_reward"] is not None for line in metrics(tmp_path / str(often))]
+        assert sum(evaluated) == (7 if often else 2)
+    assert same(weights(tmp_path / "True/ckpt.pt"), weights(tmp_path / "False/ckpt.pt"))
     assert all(rows[0][key] == rows[1][key] for key in ("fp", "fp_grad", "fp_mle", "tokens"))
 
 
