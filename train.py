@@ -83,7 +83,8 @@ def loss(run: Run, batches: Batches, reward, i: int = 0):
         rl = sorl.policy_loss(rollout, A, cfg.length_norm)
         log |= dict(rollout=rollout, A=A, rewards=rewards, fp_grad=rollout.fp_grad)
     if cfg.credit > 0:
-        rewards, ranked = rank_static(cfg, policy, batch, rl_logits, mask, reward)
+        refreshed = batches.is_refreshed(run.step)
+        rewards, ranked = rank_static(cfg, policy, batch, rl_logits, mask, reward, refreshed)
         rl = rl + cfg.credit * ranked
         log.setdefault("rewards", rewards)
     if cfg.kl_weight > 0:
@@ -98,16 +99,17 @@ def loss(run: Run, batches: Batches, reward, i: int = 0):
     return cfg.mle_weight * mle + rl + cfg.kl_weight * kl, log
 
 
-def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, reward):
+def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, reward, refreshed):
     """The C static texts of a source against each other: credit for the tokens that they kept.
 
-    logits (B·C,T,V), mask (B·C,T) -> rewards (B,C), loss. Refreshed texts were drawn at the run's
-    temperature; top-k is not applied, since a text that exists may hold any token."""
+    logits (B·C,T,V), mask (B·C,T) -> rewards (B,C), loss. Top-k is not applied, since a text that
+    exists may hold any token."""
     kept = sorl.text_mask(batch.static, policy.tok.vocab_size) & ~mask.view(batch.static.shape)
-    if cfg.refresh:
-        kept[..., -1] = False  # an end token there may be a cut
-    given = sorl.rollout_given(logits, batch.static, kept, cfg.temperature if cfg.refresh else 1.0)
-    if not cfg.refresh:
+    if refreshed:
+        kept[..., -1] = False  # an end token in the last column may be a cut
+    temperature = cfg.temperature if refreshed else 1.0
+    given = sorl.rollout_given(logits, batch.static, kept, temperature)
+    if not refreshed:
         # The policy did not write these. GOLD's weights (Pang and He 2021), each token's own
         # probability, keep what it would never write from dominating, and offline from falling.
         given.logp = given.logp * given.logp.detach().exp()

@@ -7,7 +7,8 @@ update s,
     number(s // refresh, i)                    which sources and stored texts it has
 
 so n batches in one process are those of n processes, and every batch is a function of (seed, step)
-alone. With `refresh`, one batch and its static texts serve so many updates.
+alone. With `refresh`, one batch and its static texts serve so many updates; from the second batch
+on, the policy writes the texts.
 """
 from dataclasses import replace
 from functools import lru_cache
@@ -52,13 +53,6 @@ def best_first(texts, references, sources, reward) -> list[list[str]]:
     return ranked
 
 
-def num_sampled(cfg) -> int:
-    """How many of the C texts of a source are the policy's whole, not built on a stored one."""
-    if cfg.refresh:
-        return cfg.num_static - cfg.num_stored
-    return int(cfg.observation == "full" and cfg.p_m == 1)
-
-
 class Batches:
     """The batches of one run. RL meets every record once an epoch; MLE as often as it has targets,
     so that every pair of source and target is as likely as another."""
@@ -78,16 +72,27 @@ class Batches:
         """Batch i of an update, on the policy's device, and the FPs that it took to refresh it."""
         if i in self.current and self.cfg.refresh and step % self.cfg.refresh:
             return self.current[i], 0
-        batch = self.stored(self.number(step // max(1, self.cfg.refresh), i))
+        number = self.number(step // max(1, self.cfg.refresh), i)
+        batch = self.stored(number, self.num_sampled(step))
         batch, fp = batch.to(self.policy.device), 0
         if self.cfg.refresh or self.cfg.observation == "full":  # texts may grow up to T
             batch = self.widened(batch)
-        if self.cfg.refresh:
+        if self.is_refreshed(step):
             batch, fp = self.refreshed(batch, self.number(step, i))
         self.current[i] = batch
         return batch, fp
 
-    def stored(self, number: int) -> data.Batch:
+    def is_refreshed(self, step: int) -> bool:
+        """Are static texts the policy's? The first ones are stored: the base writes no better."""
+        return 0 < self.cfg.refresh <= step
+
+    def num_sampled(self, step: int) -> int:
+        """How many of the C texts of a source are the policy's whole, not built on a stored one."""
+        if self.is_refreshed(step):
+            return self.cfg.num_static - self.cfg.num_stored
+        return int(self.cfg.observation == "full" and self.cfg.p_m == 1)
+
+    def stored(self, number: int, num_sampled: int = 0) -> data.Batch:
         """Sources, one target each, and C stored static texts each."""
         cfg = self.cfg
         places = batch_indices(len(self.order), cfg.batch_size, cfg.seed, number)
@@ -97,7 +102,7 @@ class Batches:
         targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
         statics = self.pick(chosen, u[1])
         return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T,
-                               num_sampled(cfg))
+                               num_sampled)
 
     def pick(self, chosen: list[int], u: list[float]) -> list[list[str]]:
         """C stored texts a source: the first, the best or worst, or from a random one on."""

@@ -23,7 +23,7 @@ SETTINGS = {
     "masked": dict(refresh=0),
     # The same without [MASK]: the old token stays visible to the columns behind it.
     "static": dict(observation="static", like="masked"),
-    # Masked, on static texts that the policy writes anew every few updates.
+    # Masked, on static texts that the policy writes anew every few updates (the first are stored).
     "refresh": dict(credit=0.0),
     # The same, and the static texts are ranked against each other, too.
     "credit": dict(),
@@ -177,8 +177,6 @@ def unused_flags(cfg: Config) -> set[str]:
         unused |= {"temperature", "top_k"}
     if cfg.refresh == 0:
         unused |= {"num_stored"}
-    elif cfg.num_stored == 0:
-        unused |= {"stored"}
     if cfg.init:
         unused |= {name for name in BASE if name.startswith("base_")}
     return unused

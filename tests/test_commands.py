@@ -94,7 +94,7 @@ def test_bad_flags_are_one_line(capsys, base, folder, tmp_path, monkeypatch, fla
     "--mode train --setting offline --K 4", "--mode train --setting offline --top_k 4",
     "--mode train --setting online --p_m 0.5", "--mode train --setting online --stored best",
     "--mode train --setting masked --refresh 4", "--mode train --setting masked --num_stored 1",
-    "--mode train --setting refresh --stored best", "--mode train --setting refresh --credit 1",
+    "--mode train --setting refresh --credit 1",
     "--mode train --setting reuse --K 4", "--mode train --init BASE --base_steps 9",
     "--settings mle --kl_weight 1", "--settings mle offline --K 4", "--settings masked --refresh 2",
     "--settings masked --vary refresh 1 2", "--vary seed 1 2", "--vary data a b", "--vary K",

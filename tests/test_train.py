@@ -48,11 +48,12 @@ def test_fp_of_an_update_are_those_of_the_texts_really_drawn(folder, base, name)
     static text that is read. A second update on refreshed texts pays for the reading alone."""
     runner, batches, reward = built(name, folder, base)
     cfg, policy = runner.cfg, runner.policy
-    stored = batches.stored(0)
+    runner.step = cfg.refresh  # the first texts are stored ones
+    stored = batches.stored(1 if cfg.refresh else 0)
     C, T, vocab_size = cfg.num_static, policy.T, policy.tok.vocab_size
 
     def uniforms(purpose, *shape):
-        return sorl.uniforms(shape, cfg.seed, 0, purpose)
+        return sorl.uniforms(shape, cfg.seed, runner.step, purpose)
     if cfg.refresh:
         n = C - cfg.num_stored
         tokens = generate(policy.model, stored.src, stored.pad, T, uniforms("refresh", SOURCES, n, T),
@@ -233,9 +234,10 @@ def test_a_static_text_is_no_reference_for_itself():
     policy = train.Policy(None, tok, 9, torch.device("cpu"))
     others = [["a b d", "x y z"], ["a b c", "x y z"], ["a b c", "a b d"]]
 
-    def references(setting, **flags):
+    def references(setting, step=2, **flags):
         cfg = train.make_config(dict(batch_size=2, setting=setting, refresh=2, num_static=3) | flags)
-        batch = train.Batches(cfg, records, policy, reward).stored(0)
+        batches = train.Batches(cfg, records, policy, reward)
+        batch = batches.stored(0, batches.num_sampled(step))
         found = dict(zip(batch.sources, batch.references))
         assert found["t"] == [["u v"]] * cfg.num_static
         return found["s"]
@@ -245,6 +247,7 @@ def test_a_static_text_is_no_reference_for_itself():
     assert references("online") == references("refresh", num_static=1) == [r.references]
     assert references("credit") == [r.references] * 3
     assert references("credit", num_stored=1) == [r.references, r.references, others[2]]
+    assert references("credit", step=1) == others  # before the first refresh
 
 
 def test_samples_are_scored_with_the_references_of_their_static_text():
@@ -281,14 +284,17 @@ def test_best_worst_and_random_stored_texts(folder):
 def test_refreshed_texts_serve_until_the_next_refresh_and_stored_ones_stay(folder, base):
     """The last num_stored columns keep the record's texts; a text that is cut ends in EOS."""
     _, batches, _ = built("credit", folder, base)
-    stored, (batch, fp) = batches.stored(0), batches.get(0)
+    first, no_fp = batches.get(0)
+    texts = batches.stored(0).static
+    assert no_fp == 0 and torch.equal(first.static[..., :texts.size(2)], texts)
+    stored, (batch, fp) = batches.stored(1), batches.get(2)
     T, tok = stored.static.size(2), batches.policy.tok
     assert torch.equal(batch.static[:, 2, :T], stored.static[:, 2])
     assert (batch.static[:, 2, T:] == tok.pad).all()
     assert not torch.equal(batch.static[:, 0, :T], stored.static[:, 0]) and fp > 0
     ends = batch.static.gather(2, batch.static_len[..., None] - 1)
     assert (ends == tok.eos).all()
-    same_batch, no_fp = batches.get(1)
+    same_batch, no_fp = batches.get(3)
     assert same_batch is batch and no_fp == 0
-    later, _ = batches.get(2)
+    later, _ = batches.get(4)
     assert later.sources != batch.sources
