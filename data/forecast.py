@@ -25,18 +25,19 @@ from data import Record
 
 # Tuned flags: "" for every setting, then what differs in one.
 FLAGS = {
-    "": dict(n_layer=2, lr=1.2e-3, mle_weight=0.1, kl_weight=0.0),
+    "": dict(n_layer=2, lr=2.4e-3, mle_weight=0.1, kl_weight=0.0),
     "mle": dict(steps=60),
-    "offline": dict(steps=60, num_static=3, lr=6e-4),
-    "online": dict(steps=60, K=8, mle_weight=0.02),
-    "full": dict(steps=10, K=8),
-    "masked": dict(steps=120, K=64, stored="best"),
-    "refresh": dict(steps=160, K=64, refresh=8, num_static=1, batch_size=32, kl_weight=0.0),
-    "credit": dict(steps=160, K=64, refresh=8, num_static=4, batch_size=16, kl_weight=0.02,
-                   credit=0.3),
-    "reuse": dict(steps=160, K=64, refresh=4, num_static=8, batch_size=8, kl_weight=0.0,
-                  credit=1.0, lr=6e-4, mle_weight=0.02),
+    "offline": dict(steps=60, num_static=3, lr=1.2e-3),
+    "online": dict(steps=30, K=4, mle_weight=0.02),
+    "full": dict(steps=20, K=4, lr=1.2e-3),
+    "masked": dict(steps=40, K=64, stored="best"),
+    "refresh": dict(steps=60, K=64, stored="best", refresh=8),
+    "credit": dict(steps=60, K=64, refresh=8, num_static=4, credit=0.3, batch_size=16,
+                   kl_weight=0.02),
+    "reuse": dict(steps=60, K=64, refresh=4, num_static=8, credit=1.0, batch_size=8,
+                  lr=6e-4, mle_weight=0.02),
 }
+
 
 PLACES = ("Oslo Bergen Lisbon Porto Madrid Paris Lyon Geneva Vienna Prague Berlin Hamburg Dublin "
           "Cork Turin Naples").split()
