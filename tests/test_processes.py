@@ -25,13 +25,13 @@ SAMPLED = {  # settings whose forward propagations differ, KL among them
 def group(work, folder, size=2) -> list[tuple[int, str, str]]:
     """work(rank) in processes that find each other as torchrun's do -> how each of them ended.
 
-    None hangs: after a minute all are ended, which no test takes for an answer."""
+    None hangs: after five minutes all are ended, which no test takes for an answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def body(rank):
-        signal.alarm(60)
+        signal.alarm(300)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         cli.time.sleep = lambda seconds: None  # it waits for torchrun, and there is none
