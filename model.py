@@ -1,18 +1,26 @@
 """GPT in one file: a decoder-only transformer, its key/value cache, and how to draw text from it.
 
-Pre-norm blocks, learned positions, tied embeddings, `scaled_dot_product_attention`. Rows are padded on the left, so that
-every target starts in the same column; padding is described by a count per row, never found by comparing ids. The last
-four ids of the vocabulary are special, in the order of the constants below. Left out: pretrained weights, rotary
-positions, and anything that only pays above 100M parameters.
+Pre-norm blocks, learned positions, tied embeddings, `scaled_dot_product_attention`. The model is
+causal: the logits in column t see the columns up to t, and predict column t + 1.
+
+Rows are padded on the left, so that every target starts in the same column; padding is described
+by a count per row, never found by comparing ids. The last four ids of the vocabulary are special,
+in the order of the constants below. Left out: pretrained weights, rotary positions, and anything
+that only pays above 100M parameters.
 """
 import math
+import os
 from dataclasses import dataclass
+
+# Before torch: threads that spin while they wait make a busy machine five times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-PAD, SEP, EOS, MASK = -4, -3, -2, -1  # offsets from the vocabulary's end: the id of EOS is vocab_size + EOS
+# Offsets from the vocabulary's end: the id of EOS is vocab_size + EOS.
+PAD, SEP, EOS, MASK = -4, -3, -2, -1
 
 
 @dataclass
@@ -26,14 +34,17 @@ class GPTConfig:
 
 
 class Cache:
-    """Keys and values of the columns pushed so far. Room for `columns` of them is taken at the first push, and no more than
-    will be used: far-apart rows are slow to read."""
+    """Keys and values of the columns pushed so far.
+
+    Room for `columns` of them is taken at the first push, and no more than will be used: rows
+    that lie far apart are slow to read."""
 
     def __init__(self, config: GPTConfig, columns: int):
-        self.config, self.columns, self.kv, self.length = config, columns, None, 0
+        self.config, self.columns = config, columns
+        self.kv, self.length = None, 0
 
-    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write k, v (rows, heads, new, d) behind what is there; return all columns up to and with them."""
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor):
+        """Write k, v (rows, heads, new, d) behind the columns so far -> all columns."""
         if self.kv is None:
             rows, heads, _, d = k.shape
             self.kv = k.new_empty(self.config.n_layer, 2, rows, heads, self.columns, d)
@@ -43,7 +54,7 @@ class Cache:
         return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; an index may repeat (a prompt for several samples, a beam that splits)."""
+        """Keep these rows, in this order; an index may repeat (one prompt for several samples)."""
         old = self.kv
         self.kv = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
         self.kv[..., :self.length, :] = old[..., :self.length, :].index_select(2, rows)
@@ -58,11 +69,13 @@ class Attention(nn.Module):
 
     def forward(self, x, visible, layer, cache):
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B,heads,T,d) each
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B,heads,T,d) each
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None,
-                                           dropout_p=self.dropout if self.training else 0.0)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None,
+            dropout_p=self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -71,8 +84,12 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
-        self.mlp = nn.Sequential(nn.Linear(config.n_embd, 4 * config.n_embd), nn.GELU(),
-                                 nn.Linear(4 * config.n_embd, config.n_embd), nn.Dropout(config.dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.GELU(),
+            nn.Linear(4 * config.n_embd, config.n_embd),
+            nn.Dropout(config.dropout),
+        )
 
     def forward(self, x, visible, layer, cache):
         x = x + self.attn(self.ln_1(x), visible, layer, cache)
@@ -80,8 +97,9 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """`pushed` counts what really went through since it was last set to zero: rows with any text in them, and tokens
-    that are not PAD (an int64 tensor of two numbers, on the model's device, so that counting never waits for it)."""
+    """`pushed` counts what really went through since it was last set to zero: rows with any text
+    in them, and tokens that are not PAD (an int64 tensor of two numbers, on the model's device,
+    so that counting never waits for it)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -93,27 +111,31 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.register_buffer("pushed", torch.zeros(2, dtype=torch.int64), persistent=False)
         self.apply(self._init)
-        for name, p in self.named_parameters():  # the residual stream adds 2 n_layer terms: keep its variance near 1
+        for name, p in self.named_parameters():
+            # The residual stream adds 2 n_layer terms: keep its variance near 1.
             if name.endswith(("proj.weight", "mlp.2.weight")):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
 
     @staticmethod
     def _init(module):
-        if isinstance(module, nn.Embedding):  # wide: from 0.02 a small model learns to copy a source's words much later
+        if isinstance(module, nn.Embedding):
+            # Wide: from 0.02 a small model learns much later to copy words of the source.
             nn.init.normal_(module.weight, std=0.1)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
     def forward(self, ids, pad=None, cache=None, start: int = 0):
-        """ids (B,T), pad (B,) left-pad columns of each row -> logits (B,T-start,V) of the columns from `start` on.
+        """ids (B,T), pad (B,) left-pad columns of each row -> logits (B,T-start,V) from `start` on.
 
-        With a cache, ids are the columns that follow those already in it (all rows at the same column), and the
-        cache grows by them. Raises ValueError when the row would be longer than block_size."""
+        With a cache, ids are the columns that follow those already in it (all rows at the same
+        column), and the cache grows by them. Raises ValueError when a row would be longer than
+        block_size."""
         B, T = ids.shape
         past = cache.length if cache else 0
         if past + T > self.config.block_size:
-            raise ValueError(f"a row of {past + T} columns does not fit block_size {self.config.block_size}")
+            raise ValueError(f"a row of {past + T} columns does not fit block_size "
+                             f"{self.config.block_size}")
         filled = ids != self.config.vocab_size + PAD
         self.pushed += torch.stack([filled.any(1).sum(), filled.sum()])
 
@@ -124,7 +146,8 @@ class GPT(nn.Module):
             pad = ids.new_zeros(B) if pad is None else pad
             key = torch.arange(past + T, device=ids.device)
             visible = (key >= pad[:, None, None]) & (key <= column[:, None])  # (B,T,past+T)
-            visible = (visible | (key == column[:, None])).unsqueeze(1)  # every query sees itself, or padding is NaN
+            visible = visible | (key == column[:, None])  # padding sees itself, or it is NaN
+            visible = visible.unsqueeze(1)  # the same for every head
             position = (column - pad[:, None]).clamp(min=0)
         x = self.drop(self.wte(ids) + self.wpe(position))
         for layer, block in enumerate(self.blocks):
@@ -134,14 +157,15 @@ class GPT(nn.Module):
         return F.linear(self.ln_f(x[:, start:]), self.wte.weight)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Drawing text
 
 def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True):
-    """Logits (..., V) -> log-probabilities (..., V) of the distribution that is sampled, in float32 (or float64).
+    """Logits (..., V) -> log-probabilities (..., V) of the distribution that is sampled.
 
-    Temperature, top-k and banned ids act on the logits, before the one log_softmax, so the result is always normalised.
-    PAD, SEP and MASK are never actions; EOS is one only where `end` (a text may stop there)."""
+    Temperature, top-k and banned ids act on the logits, before the one log_softmax, so the result
+    is always normalised. PAD, SEP and MASK are never actions; EOS is one only where `end` (a text
+    may stop there). In float32, or float64 where the logits are."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     actions = logits[..., :PAD]  # the ordinary tokens stand before the special ones
     if end:
@@ -160,62 +184,72 @@ def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True
 def draw(logp, u):
     """Tokens by inverse CDF: logp (..., V) and uniforms u (..., K) in [0, 1) -> ids (..., K).
 
-    The same uniforms give the same tokens on any batch size. A token of probability 0 is never drawn: where a parallel
-    sum rounds, and so leaves it a sliver of the CDF, the likeliest token takes its place."""
+    The same uniforms give the same tokens on any batch size. A token of probability 0 is never
+    drawn: where a parallel sum rounds, and so leaves it a sliver of the CDF, the likeliest token
+    takes its place."""
     cdf = logp.exp().cumsum(-1)
     total = cdf[..., -1:]
     ids = torch.searchsorted(cdf, torch.minimum(u * total, total * (1 - 2 ** -23)), right=True)
-    ids = ids.clamp(max=logp.size(-1) - 1)  # of a model whose weights are no numbers any more: some token
+    ids = ids.clamp(max=logp.size(-1) - 1)  # NaN weights would search past the end
     return torch.where(logp.gather(-1, ids) > -torch.inf, ids, logp.argmax(-1, keepdim=True))
 
 
 def finish(tokens, vocab_size: int):
-    """Put PAD behind the first EOS: tokens (..., T) -> (tokens (..., T), lengths (...)), EOS counted in the length."""
+    """Put PAD behind the first EOS: tokens (..., T) -> tokens (..., T), lengths (...) with EOS."""
     is_end = tokens == vocab_size + EOS
     after = is_end.cumsum(-1) - is_end.long() > 0
     return tokens.masked_fill(after, vocab_size + PAD), (~after).sum(-1)
 
 
 @torch.no_grad()
-def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, temperature: float = 1.0,
-             top_k: int = 0, end: bool = True, use_cache: bool = True, fixed: bool = False):
+def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
+             temperature: float = 1.0, top_k: int = 0, end: bool = True, use_cache: bool = True):
     """Decode K texts of at most T tokens for every source -> ids (B,K,T), PAD after EOS.
 
-    src (B,S) left-padded, pad (B,); uniforms u (B,K,T), or None for one greedy text. Where `mask` (B,T) is given, only
-    its columns are decoded and the others are taken from `static` (B,T), in which a text that has ended goes on reading
-    EOS. `use_cache=False` pushes the whole prefix again for each decoded column: slow, and the cache's oracle. `fixed` keeps
-    finished rows in the batch to the end: then nothing here waits for the device, and the loop can be captured as a graph."""
+    src (B,S) left-padded, pad (B,); uniforms u (B,K,T), or None for one greedy text. Where `mask`
+    (B,T) is given, only its columns are decoded and the others are taken from `static` (B,T), in
+    which a text that has ended goes on reading EOS. `use_cache=False` pushes the whole prefix
+    again for each decoded column: slow, and what the cache is tested against."""
     B, S = src.shape
     V, K = model.config.vocab_size, 1 if u is None else u.size(1)
-    row = torch.arange(B, device=src.device).repeat_interleave(K)  # (R,) the source of each of the R = B·K rows
+    row = torch.arange(B, device=src.device).repeat_interleave(K)  # (R,) the source of each row
     if mask is None:
         mask = torch.ones(B, T, dtype=torch.bool, device=src.device)
         static = src.new_full((B, T), V + EOS)
     static, _ = finish(static, V)
-    out = static.masked_fill(static == V + PAD, V + EOS)[row]  # (R,T)
-    last = (mask * torch.arange(1, T + 1, device=src.device)).amax(1) - 1  # (B,) the last column to decode; -1: none
+    out = static.masked_fill(static == V + PAD, V + EOS)[row]  # (R,T), R = B·K
+
+    # The last column to decode, (B,); -1 where there is none.
+    last = (mask * torch.arange(1, T + 1, device=src.device)).amax(1) - 1
     done = last[row] < 0  # (R,)
-    cache = Cache(model.config, S + T - 1) if use_cache else None  # the last token is drawn, never pushed
     live = torch.arange(B * K, device=src.device)  # the rows still in the batch
-    for t in range(T):  # forward itself, never a compiled model: each column would be a shape of its own
+    cache = Cache(model.config, S + T - 1) if use_cache else None  # the last token is never pushed
+    for t in range(T):
         if cache is None:
             acts = mask[row, t] & ~done
             prefix = torch.cat([src[row], out[:, :t]], 1).masked_fill(~acts[:, None], V + PAD)
-            logits = model.forward(prefix, pad[row], start=S + t - 1)[:, 0]
+            logits = model(prefix, pad[row], start=S + t - 1)[:, 0]
         elif t == 0:  # the prompt's pass is shared by the K samples of a source
-            logits = model.forward(src.masked_fill(last[:, None] < 0, V + PAD), pad, cache, start=S - 1)[:, 0]
+            prompt = src.masked_fill(last[:, None] < 0, V + PAD)
+            logits = model(prompt, pad, cache, start=S - 1)[:, 0]
             if K > 1:
                 logits = logits.repeat_interleave(K, 0)
                 cache.select(row)
         else:
             pushed = out[live, t - 1].masked_fill(done[live], V + PAD)
-            logits = model.forward(pushed[:, None], pad[row[live]], cache)[:, 0]
+            logits = model(pushed[:, None], pad[row[live]], cache)[:, 0]
+
         logp = log_probs(logits, temperature, top_k, end)
-        token = logp.argmax(-1) if u is None else draw(logp, u[row[live], live % K, t, None])[:, 0]
+        if u is None:
+            token = logp.argmax(-1)
+        else:
+            token = draw(logp, u[row[live], live % K, t, None])[:, 0]
         acts = mask[row[live], t] & ~done[live]
         out[live, t] = torch.where(acts, token, out[live, t])
         done[live] |= (out[live, t] == V + EOS) | (last[row[live]] <= t)
-        if t % 4 == 3 and not fixed:  # now and then, since it waits for the device and copies the cache: finished rows leave
+
+        # Finished rows leave; not at every column, since that waits for the device.
+        if t % 4 == 3:
             keep = torch.nonzero(~done[live]).squeeze(1)
             if len(keep) == 0:
                 break
@@ -223,36 +257,3 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None, te
                 cache.select(keep)
                 live = live[keep]
     return finish(out, V)[0].view(B, K, T)
-
-
-@torch.no_grad()
-def beam_search(model: GPT, src, pad, T: int, width: int = 4):
-    """The best of `width` beams by mean log-probability per token -> ids (B,T), PAD after EOS. width 1 is greedy."""
-    B, V = src.size(0), model.config.vocab_size
-    cache = Cache(model.config, src.size(1) + T - 1)
-    logits = model(src, pad, cache, start=src.size(1) - 1)[:, 0].repeat_interleave(width, 0)
-    first = torch.arange(B, device=src.device).repeat_interleave(width)
-    cache.select(first)
-    out = src.new_full((B * width, T), V + PAD)
-    score = logits.new_full((B, width), -torch.inf, dtype=torch.float32)
-    score[:, 0] = 0  # the beams of a source start equal: let only one of them split
-    length, done = score.new_zeros(B, width), torch.zeros(B, width, dtype=torch.bool, device=src.device)
-    for t in range(T):
-        if t > 0:
-            logits = model(out[:, t - 1, None], pad[first], cache)[:, 0]
-        step = log_probs(logits).view(B, width, V)
-        step = torch.where(done[..., None], -torch.inf, step)
-        step[..., V + PAD] = torch.where(done, 0.0, step[..., V + PAD])  # a finished beam goes on with PAD, for free
-        total, grown = score[..., None] + step, (length + ~done)[..., None]
-        best = (total / grown.clamp(min=1)).flatten(1).topk(width, -1).indices  # (B,width) of width·V
-        beam, token = best // V, best % V
-        score = total.flatten(1).gather(1, best)
-        length, done = grown.squeeze(-1).gather(1, beam), done.gather(1, beam) | (token == V + EOS)
-        parent = (beam + torch.arange(B, device=src.device)[:, None] * width).flatten()
-        cache.select(parent)
-        out = out[parent]
-        out[:, t] = token.flatten()
-        if bool(done.all()):
-            break
-    best = (score / length.clamp(min=1)).argmax(-1)
-    return out.view(B, width, T)[torch.arange(B, device=src.device), best]
