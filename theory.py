@@ -759,7 +759,8 @@ def one_logit(q, p, K, **choices):
     rows = len(actions)
     mask = (torch.arange(rows) < rows // 2)[:, None]
     chance = torch.tensor([1 - q, q], dtype=torch.float64)[actions]
-    weight = chance.prod(1) * (p * mask[:, 0] + (1 - p) * ~mask[:, 0])
+    coin = mask[:, 0].double()
+    weight = chance.prod(1) * (p * coin + (1 - p) * (1 - coin))
     u = torch.where(actions == 1, 1 - chance / 2, chance / 2)  # in the middle of its share
     logits = torch.zeros(rows, 1, 6, dtype=torch.float64)
     logits[:, 0, 1] = math.log(q / (1 - q))
@@ -950,7 +951,7 @@ KINDS = {  # of data -> the setting that this project's results recommend, and w
 def print_plan(args) -> None:
     B, K, T, p, N, C = args.batch_size, args.K, args.T, .2, 8, 8
     row, token, score = unit_costs(T)
-    print(f"{B} sources, texts of {T} tokens, K = {K}, p_m = {p}; refreshed every {N} updates; "
+    print(f"{B} sources, texts of {T} tokens, K = {K}, p_m = {p}; refresh every {N} updates; "
           f"offline, credit: {C} texts\nmeasured, {torch.get_num_threads()} thread(s): "
           f"{row * 1e3:.2g} ms a training row, {token * 1e6:.2g} us a sampled token, "
           f"{score * 1e6:.2g} us a scored text\n\n"
