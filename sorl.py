@@ -1,33 +1,34 @@
 """Semi-offline RL for text generation: section 3 of Chen et al. (ICML 2023, arXiv:2306.09712).
 
 A static text y exists for a source x. At every position a coin M_t ~ Bernoulli(p_m) decides
-whether the model samples the token (an action) or the static text provides it. Feed [MASK] where
-the model's own tokens go, and one forward propagation (FP) gives the logits of every action of
-every one of K samples.
+whether the model draws the token (an action) or the static text provides it. In the masked setting
+[MASK] is fed where the model draws. Nothing that is drawn is fed back, so one forward propagation
+(FP) gives the logits of all positions, and K samples can be drawn from them.
 
     B  sources                  M_t  the mask: does the model act at position t?
     C  static texts a source    p_m  its rate
-    K  samples a static text    R    reward in [0, 1]; as a size: rows, B·C or B·K
-    S  columns of a source      A    advantage
-    T  columns of a text        FP   one row through the model, once
-    V  ids of the vocabulary    π    the policy, that is, the model that is trained
+    K  samples a static text    R_k  reward of sample k, in [0, 1]
+    N  rows: B·C static texts   A_k  its advantage: the reward less a baseline
+    S  columns of a source      FP   one row through the model, once
+    T  columns of a text        π    the policy: the model that is trained
+    V  ids of the vocabulary    o_t  what the model has been fed before column t
 
-One update reads: uniforms, sample_mask, feed, target_logits, act, (the reward,) advantage,
+One update calls, in this order: uniforms, sample_mask, feed, target_logits, act, advantage,
 policy_loss; and beside it mle_loss. Tensors and plain values in, tensors out: no file, no config
 object, no device name. Inputs are never changed.
 
 Departures from the published algorithm: log-probabilities are those of the distribution that was
-sampled (special tokens leave the action space *before* the softmax); rewards enter as
-A_k = R_k - baseline, not as pairwise differences (the same thing times K); the static text may be
-refreshed from the policy, and may get credit itself (README).
+sampled (special tokens leave the action space *before* the softmax). Rewards enter as
+A_k = R_k - mean R instead of the sum of R_k - R_j over all j, which is K times as much. Static
+texts may be sampled anew from the policy (refresh), and may be ranked against each other (credit).
 """
 import hashlib
 from dataclasses import dataclass, replace
 
+from model import GPT, PAD, draw, finish, generate, log_probs  # first: it prepares torch's threads
+
 import torch
 import torch.nn.functional as F
-
-from model import GPT, PAD, draw, finish, generate, log_probs
 
 # --------------------------------------------------------------------------------------------------
 # Randomness
@@ -36,8 +37,8 @@ from model import GPT, PAD, draw, finish, generate, log_probs
 def uniforms(shape: tuple[int, ...], *key) -> torch.Tensor:
     """Uniforms in [0, 1) that are a function of the key alone, e.g. (seed, number, "mask").
 
-    float32, on the CPU. Evaluation cannot disturb training, every process knows its own numbers,
-    and a run that goes on after a stop needs no saved generator."""
+    The key is hashed into the seed of a fresh generator; float32, on the CPU. So evaluation cannot
+    disturb training, and a run that goes on after a stop needs no saved generator."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(shape, generator=generator)
@@ -48,7 +49,7 @@ def uniforms(shape: tuple[int, ...], *key) -> torch.Tensor:
 
 
 def sample_mask(u, lengths, p_m: float):
-    """M_t for texts of the given lengths: uniforms u (R,T), lengths (R,) with EOS -> bool (R,T).
+    """M_t for texts of the given lengths: uniforms u (N,T), lengths (N,) with EOS -> bool (N,T).
 
     Every position by its own coin; never the end token, never padding. Raises ValueError for p_m
     outside [0, 1]."""
@@ -63,34 +64,36 @@ def sample_mask(u, lengths, p_m: float):
 
 
 def observe(static, mask, observation: str, mask_id: int):
-    """What is fed in place of the static text: static (R,T), mask (R,T) -> ids (R,T).
+    """What is fed in place of the static text: static (N,T), mask (N,T) -> ids (N,T).
 
-    `masked` puts [MASK] where M_t = 1. `static` leaves the static text as it is."""
+    `masked` puts [MASK] where M_t = 1; `static` leaves the old token there. Neither tells the model
+    what stands in column t when it draws column t, since a causal model sees only the columns
+    before. They differ in what the columns *behind* t see: that something was drawn, or a token
+    which is no longer in the text. Raises ValueError for another observation."""
     if observation == "masked":
         return static.masked_fill(mask, mask_id)
-    return static
+    if observation == "static":
+        return static
+    raise ValueError(f"expected masked or static; got observation {observation!r}")
 
 
 def feed(model: GPT, src, pad, static, mask, u, observation: str, mask_id: int,
          temperature: float = 1.0, top_k: int = 0):
-    """The texts that the model is fed -> ids (rows,T), and the Rollout that was decoded or None.
+    """What the model is fed -> ids (rows,T), and the Rollout that had to be decoded first, or None.
 
-    src (R,S), pad (R,), static (R,T), mask (R,T), uniforms u (R,K,T). `masked` and `static` only
-    observe, and give R rows. `full` (and online, where every M_t is 1) lets the model see its own
-    tokens, so it decodes K texts first, and gives R·K rows."""
+    src (N,S), pad (N,), static (N,T), mask (N,T), uniforms u (N,K,T). `masked` and `static` give N
+    rows, and decode nothing. `full` (and online, where every M_t is 1) lets the model see its own
+    tokens: K texts are decoded without gradient, and are the N·K rows that are fed."""
     if observation != "full":
         return observe(static, mask, observation, mask_id), None
     decoded = decode(model, src, pad, static, mask, u, temperature, top_k)
-    # Weights that autocast has cast without gradients would stay in its cache, and until
-    # PyTorch 2.9 the forward propagation that follows would learn nothing.
-    torch.clear_autocast_cache()
     return decoded.tokens.flatten(0, 1), decoded
 
 
 def target_logits(model: GPT, src, pad, text):
-    """One forward propagation a row: the logits (R,T,V) that predict every column of a text.
+    """One forward propagation a row: the logits (N,T,V) that predict every column of a text.
 
-    src (R,S), pad (R,), text (R,T) as fed. The model is causal: the logits of column t come from
+    src (N,S), pad (N,), text (N,T) as fed. The model is causal: the logits of column t come from
     the columns before t, so the last column of `text` is predicted, and never fed."""
     return model(torch.cat([src, text[:, :-1]], 1), pad, start=src.size(1) - 1)
 
@@ -101,11 +104,11 @@ def target_logits(model: GPT, src, pad, text):
 
 @dataclass
 class Rollout:
-    """K texts for each of R static texts; every setting fills the same record."""
-    tokens: torch.Tensor  # (R,K,T) whole texts, EOS included, PAD behind it
-    logp: torch.Tensor    # (R,K,T) log π(ŷ_t | o_t), 0 where not acted; carries the gradient
-    acted: torch.Tensor   # (R,K,T) bool, M_t
-    fp: int | torch.Tensor = 0  # forward propagations that sampled or scored
+    """K texts for each of N static texts; every setting fills the same record."""
+    tokens: torch.Tensor  # (N,K,T) whole texts, EOS included, PAD behind it
+    logp: torch.Tensor    # (N,K,T) log π(ŷ_t | o_t), 0 where not acted; `act` gives it a gradient
+    acted: torch.Tensor   # (N,K,T) bool, M_t
+    fp: int | torch.Tensor = 0  # FPs that sampled or scored; a tensor, so that nobody waits for it
     fp_grad: int = 0            # further ones, needed for the gradient alone
 
 
@@ -113,8 +116,8 @@ def act(logits, static, mask, u, decoded: Rollout | None = None,
         temperature: float = 1.0, top_k: int = 0) -> Rollout:
     """The K samples of every static text, with the log-probabilities that carry the gradient.
 
-    logits of what `feed` gave: (R,T,V), or (R·K,T,V) where it decoded; static and mask (R,T),
-    uniforms u (R,K,T)."""
+    logits of what `feed` gave: (N,T,V), or (N·K,T,V) where it decoded; static and mask (N,T),
+    uniforms u (N,K,T)."""
     if decoded is None:
         return rollout_one_pass(logits, static, mask, u, temperature, top_k)
     given = rollout_given(logits, decoded.tokens, decoded.acted, temperature, top_k)
@@ -124,28 +127,28 @@ def act(logits, static, mask, u, decoded: Rollout | None = None,
 def rollout_one_pass(logits, static, mask, u, temperature: float = 1.0, top_k: int = 0) -> Rollout:
     """K samples of all masked positions from one set of logits: 1 FP a static text.
 
-    logits (R,T,V), static (R,T) with PAD behind EOS, mask (R,T), uniforms u (R,K,T). The action
+    logits (N,T,V), static (N,T) with PAD behind EOS, mask (N,T), uniforms u (N,K,T). The action
     space has no special tokens, so a sample has the length of its static text."""
-    R, K, T = u.shape
-    r, t = mask.nonzero(as_tuple=True)  # the N masked positions, shared by the K samples
-    logp = log_probs(logits[r, t], temperature, top_k, end=False)  # (N,V)
-    drawn = draw(logp.detach(), u[r, :, t])  # (N,K)
+    N, K, T = u.shape
+    row, t = mask.nonzero(as_tuple=True)  # the m masked positions, shared by the K samples
+    logp = log_probs(logits[row, t], temperature, top_k, end=False)  # (m,V)
+    drawn = draw(logp.detach(), u[row, :, t])  # (m,K)
 
-    tokens = static[:, None].repeat(1, K, 1)  # (R,K,T)
-    tokens[r, :, t] = drawn
-    at_mask = logp.gather(1, drawn)  # (N,K)
-    logp = logp.new_zeros(R, T, K).index_put((r, t), at_mask).transpose(1, 2)  # (R,K,T)
-    return Rollout(tokens, logp, mask[:, None].expand(R, K, T), fp=R)
+    tokens = static[:, None].repeat(1, K, 1)  # (N,K,T)
+    tokens[row, :, t] = drawn
+    at_mask = logp.gather(1, drawn)  # (m,K)
+    logp = logp.new_zeros(N, T, K).index_put((row, t), at_mask).transpose(1, 2)  # (N,K,T)
+    return Rollout(tokens, logp, mask[:, None].expand(N, K, T), fp=N)
 
 
 def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 0,
                   end: bool = True) -> Rollout:
-    """Texts that exist already: tokens (R,K,T), acted (R,K,T), logits (R·K,T,V) -> Rollout.
+    """Texts that exist already: tokens (N,K,T), acted (N,K,T), logits (N·K,T,V) -> Rollout.
 
     For the credit of static texts (offline learning is that alone), and for the second pass of
-    the settings that decode. `end`: is the end token an action, as when they were sampled?"""
-    R, K, T = tokens.shape
-    logp = log_probs(logits, temperature, top_k, end).view(R, K, T, -1)
+    the settings that decode. `end` says whether the end token is an action."""
+    N, K, T = tokens.shape
+    logp = log_probs(logits, temperature, top_k, end).view(N, K, T, -1)
     logp = logp.gather(-1, tokens[..., None])[..., 0]
     return Rollout(tokens, logp.masked_fill(~acted, 0), acted)
 
@@ -154,10 +157,10 @@ def decode(model: GPT, src, pad, static, mask, u, temperature: float = 1.0, top_
            end: bool = True, use_cache: bool = True) -> Rollout:
     """Column by column, the model seeing its own tokens: an FP for every token that it acts on.
 
-    src (R,S), pad (R,), static (R,T), mask (R,T) shared by the K samples, u (R,K,T). Online is
+    src (N,S), pad (N,), static (N,T), mask (N,T) shared by the K samples, u (N,K,T). Online is
     mask = 1 everywhere, the columns behind the static text included: the model decides itself
-    when to stop. `end=False` takes EOS out of the action space (fixed lengths). No gradient:
-    `act` computes the log-probabilities again, with one."""
+    when to stop. `end=False` takes EOS out of the action space (fixed lengths). A step with a
+    key/value cache counts as one FP, too. No gradient, logp is 0: `act` computes it again."""
     tokens = generate(model, src, pad, u.size(2), u, static=static, mask=mask,
                       temperature=temperature, top_k=top_k, end=end, use_cache=use_cache)
     acted = mask[:, None] & (tokens != model.config.vocab_size + PAD)
@@ -176,7 +179,7 @@ def text_mask(tokens, vocab_size: int):
 
 
 def advantage(rewards, baseline: str = "mean", scale: bool = False):
-    """A_k = R_k - baseline: rewards (R,K) -> (R,K).
+    """A_k = R_k - baseline: rewards (N,K) -> (N,K). Above 0, a sample's tokens become likelier.
 
     `mean` of the K samples, the sample itself included: (1 - 1/K) times the unbiased estimate.
     `loo`, leave-one-out, the mean of the others: unbiased (for K = 1 it is 0: plain REINFORCE).
@@ -198,27 +201,27 @@ def advantage(rewards, baseline: str = "mean", scale: bool = False):
 
 
 def policy_loss(rollout: Rollout, A, length_norm: bool = False):
-    """L_RL = - mean over texts of A_k · Σ_{M_t=1} log π(ŷ_t | o_t): A (R,K) -> scalar.
+    """L_RL = - mean over texts of A_k · Σ_{M_t=1} log π(ŷ_t | o_t): A (N,K) -> scalar.
 
     `length_norm` divides a text's sum by the number of its acted positions. A rollout that never
     acted gives 0."""
-    logp = rollout.logp.sum(2)  # (R,K)
+    logp = rollout.logp.sum(2)  # (N,K)
     if length_norm:
         logp = logp / rollout.acted.sum(2).clamp(min=1)
     return -(A.detach() * logp).mean()
 
 
 def mle_loss(logits, target, lengths):
-    """Cross-entropy summed over the tokens of target (R,T), EOS included: logits (R,T,V) -> scalar.
+    """Cross-entropy summed over the tokens of target (N,T), EOS included: logits (N,T,V) -> scalar.
 
-    In nats; lengths (R,). Divide by lengths.sum() for the mean per token."""
+    In nats; lengths (N,). Divide by lengths.sum() for the mean per token."""
     inside = torch.arange(target.size(1), device=target.device) < lengths[:, None]
     at = inside.nonzero(as_tuple=True)  # once: it waits for the device
     return F.cross_entropy(logits[at].float(), target[at], reduction="sum")
 
 
 # --------------------------------------------------------------------------------------------------
-# Diagnostics: a reward curve alone hides a collapse
+# Distance from the base, and diagnostics: a reward curve alone hides a collapse
 
 
 def entropy(logits, inside):
@@ -228,7 +231,10 @@ def entropy(logits, inside):
 
 
 def kl_divergence(logits, base_logits, inside):
-    """Mean KL(π ‖ base) per position, nats, exact over the vocabulary at the fed prefixes."""
+    """Mean KL(π ‖ base) per position, nats: both logits (N,T,V), inside (N,T) bool -> scalar.
+
+    Exact over the vocabulary, at temperature 1, with the end token, for the prefixes that were
+    fed; a loss term (--kl_weight) as well as a diagnostic."""
     at = inside.nonzero(as_tuple=True)
     logp, logq = log_probs(logits[at]), log_probs(base_logits[at])
     return torch.where(logp > -torch.inf, logp.exp() * (logp - logq), 0).sum(-1).mean()
@@ -244,7 +250,7 @@ def distinct(texts: list[str], n: int = 2) -> float:
 
 
 def masked_runs(mask):
-    """Depth inside a run of masked positions: mask (R,T) -> int (R,T), 1 for its first, else 0."""
+    """Depth inside a run of masked positions: mask (N,T) -> int (N,T), 1 for its first, else 0."""
     depth = mask.long()
     for t in range(1, mask.size(1)):
         depth[:, t] = (depth[:, t - 1] + 1) * mask[:, t]
@@ -254,8 +260,9 @@ def masked_runs(mask):
 def fill_accuracy(logits, static, mask, depths: int = 4) -> list[float | None]:
     """How often the likeliest fill gives the static token back, by depth inside a masked run.
 
-    One figure for depth 1, 2, … and for `depths` and deeper; None where a depth does not occur.
-    It falls with depth, because masked neighbours cannot coordinate."""
+    logits (N,T,V), static and mask (N,T) -> a share for depth 1, 2, … and for `depths` or more,
+    None where a depth does not occur. It falls with depth, because the columns just before are
+    hidden, too."""
     right = log_probs(logits, end=False).argmax(-1) == static
     depth = masked_runs(mask).clamp(max=depths)
     figures = []
@@ -268,7 +275,7 @@ def fill_accuracy(logits, static, mask, depths: int = 4) -> list[float | None]:
 def repetition(tokens, mask):
     """Share of neighbouring masked positions at which a sample repeats its own token.
 
-    tokens (R,K,T), mask (R,T) -> scalar."""
+    tokens (N,K,T), mask (N,T) -> scalar."""
     pairs = (mask[:, 1:] & mask[:, :-1])[:, None].expand(-1, tokens.size(1), -1)
     if not pairs.any():
         return tokens.new_zeros((), dtype=torch.float)
@@ -279,7 +286,7 @@ def repetition(tokens, mask):
 def reward_by_token(rollout: Rollout, A, vocab_size: int):
     """Which words pay: the mean advantage of the samples that drew each id, and how often it was.
 
-    A (R,K) -> (V,) and (V,)."""
+    A (N,K) -> (V,) and (V,)."""
     ids = rollout.tokens[rollout.acted]
     A = A[..., None].expand_as(rollout.tokens)[rollout.acted]
     count = torch.zeros(vocab_size, device=ids.device).index_add(0, ids, torch.ones_like(A))

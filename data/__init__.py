@@ -1,14 +1,17 @@
 """Records, how they are read, and how they become batches of token ids.
 
-A record has three roles of text: `target` is imitated by maximum likelihood, `static` is where semi-offline RL starts
-(and what offline RL learns from), and `references` are seen by the reward alone. On disk a data set is a folder with
-train.jsonl, val.jsonl and test.jsonl, one record a line:
+A record has three roles of text: `target` is imitated by maximum likelihood, `static` is where
+semi-offline RL starts (and what offline RL learns from), and `references` are seen by the reward
+alone. On disk a data set is a folder with train.jsonl, val.jsonl and test.jsonl in UTF-8, one
+record a line:
 
-    {"source": "...", "references": ["...", ...], "target": ["..."], "static": ["..."], "names": {"xname": "..."}}
+    {"source": "...", "references": ["...", ...], "target": ["..."], "static": ["..."],
+     "names": {"xname": "..."}}
 
-`target` defaults to references, `static` to target; `names` says what to put back into generated text before a person
-reads it. Left out: streaming from disk (records stay in memory as strings and are tokenized batch by batch) and padding
-by length buckets.
+`target` defaults to references, `static` to target; `names` says what to put back into generated
+text before a person reads it. A flags.json in the folder may hold flags tuned for the data. Left
+out: streaming from disk (records stay in memory as strings and are tokenized batch by batch) and
+padding by length buckets.
 """
 import hashlib
 import json
@@ -19,14 +22,17 @@ import torch
 
 from data.tokenizer import Tokenizer
 
+SPLITS = ("train", "val", "test")
+
 
 class InputError(ValueError):
-    """A mistake in what the user gave; the message is one line: which file, which line, what was expected."""
+    """A mistake in what the user gave; the message is one line: which file, which line, what was
+    expected."""
 
 
 @dataclass(slots=True)
 class Record:
-    """One source and its texts, all plain strings. Empty `target` means references, empty `static` means target."""
+    """One source and its texts. Empty `target` means references, empty `static` means target."""
     source: str
     references: list[str]
     target: list[str] = field(default_factory=list)
@@ -39,9 +45,9 @@ class Record:
         self.static = self.static or self.target
 
     def others(self, text: str) -> list[str]:
-        """What a text is scored against: the references without the text itself, which it would agree with (the only
-        reference stays)."""
-        return [reference for reference in self.references if reference != text] or self.references
+        """What a text is scored against: the references without the text itself, which it would
+        agree with (the only reference stays)."""
+        return [other for other in self.references if other != text] or self.references
 
     def put_names_back(self, text: str) -> str:
         for placeholder, name in self.names.items():
@@ -49,45 +55,45 @@ class Record:
         return text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Reading and writing JSONL
 
 def parse_record(line: str, where: str) -> Record:
-    """One JSONL line -> Record. Raises InputError that begins with `where` (file and line number)."""
+    """One JSONL line -> Record. Raises InputError that begins with `where` (file and line)."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as e:  # ValueError also for integers of thousands of digits
-        raise InputError(f"{where}: expected one JSON object a line, found {line.strip()[:40]!r} ({e})") from None
+    except (ValueError, RecursionError) as e:  # ValueError: also integers of thousands of digits
+        raise InputError(f"{where}: expected one JSON object a line, "
+                         f"found {line.strip()[:40]!r} ({e})") from None
     if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object with source and references, found {type(row).__name__}")
+        raise InputError(f"{where}: expected a JSON object with source and references, "
+                         f"found {type(row).__name__}")
     if unknown := sorted(set(row) - {"source", "references", "target", "static", "names"}):
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; expected source, references, target, static, names")
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; "
+                         f"expected source, references, target, static, names")
     source = row.get("source")
     if not isinstance(source, str) or not source.strip():
-        raise InputError(f"{where}: field 'source': expected a non-empty string, found {source!r:.60}")
+        raise InputError(f"{where}: field 'source': expected a non-empty string, "
+                         f"found {source!r:.60}")
     texts = {}
     for name in ("references", "target", "static"):
-        value = row.get(name, [])
-        if not isinstance(value, list) or any(not isinstance(text, str) or not text.strip() for text in value):
-            raise InputError(f"{where}: field {name!r}: expected a list of non-empty strings, found {value!r:.60}")
-        texts[name] = value
+        texts[name] = row.get(name, [])
+        if not isinstance(texts[name], list) or not all(
+                isinstance(text, str) and text.strip() for text in texts[name]):
+            raise InputError(f"{where}: field {name!r}: expected a list of non-empty strings, "
+                             f"found {texts[name]!r:.60}")
     if not texts["references"]:
         raise InputError(f"{where}: field 'references': expected at least one text")
     names = row.get("names", {})
-    if not isinstance(names, dict) or any(not isinstance(name, str) for name in names.values()):
-        raise InputError(f"{where}: field 'names': expected an object of strings, found {names!r:.60}")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise InputError(f"{where}: field 'names': expected an object of strings, "
+                         f"found {names!r:.60}")
     try:
         "".join([source, *sum(texts.values(), []), *names, *names.values()]).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}: expected text that UTF-8 can encode, found an unpaired surrogate") from None
+        raise InputError(f"{where}: expected text that UTF-8 can encode, "
+                         f"found an unpaired surrogate") from None
     return Record(source, **texts, names=names, where=where)
-
-
-def decode_line(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{where}: expected UTF-8 text ({e.reason})") from None
 
 
 def load_records(path: str) -> list[Record]:
@@ -96,10 +102,16 @@ def load_records(path: str) -> list[Record]:
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    records.append(parse_record(decode_line(line, f"{path}:{number}"), f"{path}:{number}"))
+                where = f"{path}:{number}"
+                try:
+                    text = line.decode("utf-8-sig")
+                except UnicodeDecodeError as e:
+                    raise InputError(f"{where}: expected UTF-8 text ({e.reason})") from None
+                if text.strip():
+                    records.append(parse_record(text, where))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected JSONL with source and references on every line") from None
+        raise InputError(f"{path}: no such file; "
+                         f"expected JSONL with source and references on every line") from None
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
     if not records:
@@ -108,8 +120,8 @@ def load_records(path: str) -> list[Record]:
 
 
 def save_records(records: list[Record], path: str) -> None:
-    """Write JSONL that `load_records` reads back unchanged; through a temporary file, so never half a file."""
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
+    """Write JSONL that `load_records` reads back unchanged; never half a file."""
+    with open(path + ".tmp", "w", encoding="utf-8", newline="\n") as file:
         for r in records:
             row = {"source": r.source, "references": r.references}
             if r.target is not r.references:
@@ -122,80 +134,131 @@ def save_records(records: list[Record], path: str) -> None:
     os.replace(path + ".tmp", path)
 
 
-SPLITS = ("train", "val", "test")
-
+# -------------------------------------------------------------------------------------------------
+# Data sets. What belongs to one of them is imported where it is needed: forecast.py and e2e.py
+# build on Record and InputError, and `python -m data.e2e` must find e2e.py not yet imported.
 
 def load_dataset(name: str) -> dict[str, list[Record]]:
-    """`forecast`, `forecast2` (made on the fly) or a folder -> {"train": [...], "val": [...], "test": [...]}."""
-    from data import forecast  # imported here because it builds on Record
-    if name in forecast.SETTINGS:
+    """`forecast`, `forecast2` (made on the fly) or a folder -> {"train": [...], "val": [...],
+    "test": [...]}. A folder of one of these names is typed ./forecast."""
+    from data import forecast
+    if name in forecast.GRAMMARS:
         return forecast.generate(name)
     if not os.path.isdir(name):
-        raise InputError(f"--data {name}: no such folder; expected {', '.join(forecast.SETTINGS)} or a folder with "
-                         f"train.jsonl, val.jsonl and test.jsonl")
+        raise InputError(f"--data {name}: no such folder; expected {', '.join(forecast.GRAMMARS)} "
+                         f"or a folder with train.jsonl, val.jsonl and test.jsonl")
     return {split: load_records(os.path.join(name, split + ".jsonl")) for split in SPLITS}
 
 
+def flags_of(name: str) -> dict[str, dict]:
+    """Flags tuned for a data set, setting -> {flag: value}, "" for every setting; {} if none are.
+
+    A folder's flags.json holds such an object, or {"preset": "e2e"} or {"preset": "forecast"} for
+    the flags of that module. Raises InputError when it holds neither; which flags exist is for
+    the caller to know."""
+    from data import e2e, forecast
+    if name in forecast.GRAMMARS:
+        return forecast.FLAGS
+    path = os.path.join(name, "flags.json")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            flags = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{path}: expected JSON in UTF-8 ({e})") from None
+    if flags == {"preset": "e2e"}:
+        return e2e.FLAGS
+    if flags == {"preset": "forecast"}:
+        return forecast.FLAGS
+    if not isinstance(flags, dict):
+        flags = {"": flags}
+    for setting, values in flags.items():
+        if not isinstance(values, dict) or not all(
+                isinstance(value, (bool, int, float, str)) for value in values.values()):
+            raise InputError(f"{path}: expected {{setting: {{flag: value}}}}, \"\" for every "
+                             f"setting, or {{\"preset\": \"e2e\" or \"forecast\"}}, "
+                             f"found {values!r:.60} for {setting!r:.30}")
+    return flags
+
+
+def stated(text: str, source: str) -> dict[str, bool] | None:
+    """Which facts of its source does a text state rightly? Each of the six facts of a forecast
+    record, each slot of an E2E record; None for any other source."""
+    from data import e2e, forecast
+    facts = forecast.stated(text, source)
+    return e2e.stated(text, source) if facts is None else facts
+
+
 def data_hash(dataset: dict[str, list[Record]]) -> str:
-    """A fingerprint of every text, so that a base model is reused only for the data that it was trained on."""
+    """A fingerprint of every text: a base model belongs to the data it was trained on."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for r in dataset[split]:
-            digest.update("\x1f".join([split, r.source, *r.references, "\x1e", *r.target, "\x1e", *r.static]).encode())
+            texts = [split, r.source, *r.references, "\x1e", *r.target, "\x1e", *r.static]
+            digest.update("\x1f".join(texts).encode())
     return digest.hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Batches
 
 @dataclass(slots=True)
 class Batch:
-    """B sources as tensors, with what the reward needs as strings. A row is `[PAD … source SEP | y_0 … EOS PAD …]`."""
-    src: torch.Tensor         # (B,S) left-padded source ids, SEP in the last column
-    pad: torch.Tensor         # (B,) how many of the S columns are padding
-    static: torch.Tensor      # (B,C,T) static texts, each ending in EOS, PAD after it
+    """B sources as tensors, and what the reward needs as strings.
+
+    A row is `[PAD ... source SEP | y_0 ... EOS PAD ...]`."""
+    src: torch.Tensor  # (B,S) left-padded source ids, SEP in the last column
+    pad: torch.Tensor  # (B,) how many of the S columns are padding
+    static: torch.Tensor  # (B,C,T) static texts, each ending in EOS, PAD after it
     static_len: torch.Tensor  # (B,C) their lengths, EOS included
-    target: torch.Tensor      # (B,T) one text a source for maximum likelihood
+    target: torch.Tensor  # (B,T) one text a source for maximum likelihood
     target_len: torch.Tensor  # (B,)
-    references: list[list[list[str]]]  # (B,C) what a text made from this static text is scored against
-    sources: list[str]        # (B,)
+    references: list[list[list[str]]]  # (B,C) what a text made from this static text is scored by
+    sources: list[str]  # (B,)
 
     def to(self, device) -> "Batch":
-        moved = (t.to(device, non_blocking=True) for t in
-                 (self.src, self.pad, self.static, self.static_len, self.target, self.target_len))
+        tensors = (self.src, self.pad, self.static, self.static_len, self.target, self.target_len)
+        moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
         return Batch(*moved, self.references, self.sources)
-
-    def rows(self, rows: slice) -> "Batch":
-        """The micro-batch of these sources."""
-        return Batch(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
 def encode_sources(sources: list[str], tok: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Strings -> ids (B,S), left-padded so that every target starts in the same column, and pad counts (B,)."""
+    """Strings -> ids (B,S), left-padded so that every target starts in the same column, and pad
+    counts (B,)."""
     ids = [tok.encode(source) + [tok.sep] for source in sources]
     width = max(map(len, ids))
     src = torch.tensor([[tok.pad] * (width - len(row)) + row for row in ids])
     return src, torch.tensor([width - len(row) for row in ids])
 
 
-def encode_texts(texts: list[str], tok: Tokenizer, max_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Strings -> ids (N,T) that end in EOS and are right-padded, and lengths (N,). Cut to max_len, EOS kept."""
+def encode_texts(texts: list[str], tok: Tokenizer,
+                 max_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strings -> ids (N,T) that end in EOS and are right-padded, and lengths (N,). Cut to max_len,
+    EOS kept."""
     ids = [tok.encode(text)[:max_len - 1] + [tok.eos] for text in texts]
     width = max(map(len, ids))
     out = torch.tensor([row + [tok.pad] * (width - len(row)) for row in ids])
     return out, torch.tensor([len(row) for row in ids])
 
 
-def make_batch(records: list[Record], targets: list[str], statics: list[list[str]], tok: Tokenizer,
-               max_len: int, own: int = 0) -> Batch:
-    """B records, one target each and C static texts each -> Batch. A text made from a stored static text keeps much of it,
-    and is not scored against it; in the first `own` columns the policy's own texts will stand, scored against everything
-    (one reference more, which is worth a little where the best one counts: .018 of ROUGE on E2E)."""
+def make_batch(records: list[Record], targets: list[str], statics: list[list[str]],
+               tok: Tokenizer, max_len: int, num_sampled: int = 0) -> Batch:
+    """B records, one target each and C static texts each -> Batch.
+
+    A text made from a stored static text keeps much of it, and is not scored against it. In the
+    first `num_sampled` columns the policy's texts will stand, scored against every reference (one
+    more, which raises a reward that takes the best: by .018 of ROUGE on E2E)."""
+    B = len(records)
     src, pad = encode_sources([r.source for r in records], tok)
     flat = [text for texts in statics for text in texts]
     ids, lengths = encode_texts(targets + flat, tok, max_len)  # one call, one width T for both
-    B = len(records)
-    return Batch(src, pad, ids[B:].view(B, -1, ids.size(1)), lengths[B:].view(B, -1), ids[:B], lengths[:B],
-                 [[r.references if c < own else r.others(text) for c, text in enumerate(texts)]
-                  for r, texts in zip(records, statics)],
-                 [r.source for r in records])
+    references = []
+    for r, texts in zip(records, statics):
+        stored = [r.others(text) for text in texts[num_sampled:]]
+        references.append([r.references] * min(num_sampled, len(texts)) + stored)
+    return Batch(
+        src, pad,
+        static=ids[B:].view(B, -1, ids.size(1)), static_len=lengths[B:].view(B, -1),
+        target=ids[:B], target_len=lengths[:B],
+        references=references, sources=[r.source for r in records])

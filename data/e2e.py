@@ -1,15 +1,16 @@
-"""E2E NLG CSVs (columns mr, ref) -> DIR/{train,val,test}.jsonl, one record per delexicalised meaning representation.
+"""E2E restaurant descriptions: CSVs to records, and which slots a text states.
 
     python -m data.e2e devset.csv testset_w_refs.csv --out datasets/e2e
     python -m data.e2e --download --out datasets/e2e        (needs a network)
 
-The values of name and near become xname and xnear in both columns, because a restaurant's name says nothing about how
-to describe it; the names of the first line are kept in the record to be put back for output. The split is by
-delexicalised representation, never by line, or a tenth of the test set would be seen in training. Left out: spelling
-correction, and any cleaning of references that state something false (about 8% of slots); the reward has to cope.
+A source is a meaning representation such as `name[xname], food[Italian], near[xnear]`. The values
+of name and near become xname and xnear in both columns of the CSVs, because a restaurant's name
+says nothing about how to describe it; the names of the first line are kept in the record to be
+put back for output. The split is by delexicalised representation, never by line, or a tenth of
+the test set would be seen in training. Left out: spelling correction, and any cleaning of
+references that state something false (about 8% of slots); the reward has to cope.
 Data: Novikova, Dušek and Rieser (2017), CC BY-SA 4.0, https://github.com/tuetschek/e2e-dataset.
 """
-
 import argparse
 import csv
 import difflib
@@ -18,76 +19,287 @@ import random
 import re
 import sys
 import urllib.request
+from collections import Counter, defaultdict
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from data import InputError
-from data.rewards import has_slots, parse_slots
 
 URL = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"
 RELEASE = ("trainset.csv", "devset.csv", "testset_w_refs.csv")
-TEST, VAL, SEED = 200, 150, 0                           # representations held out; fixed, so that results compare
-FLAGS = {"preset": "e2e"}  # what train.py should use for this data
+TEST, VAL, SEED = 200, 150, 0  # representations held out; fixed, so that results compare
 
+# Tuned flags: "" for every setting, then what differs in one. Several references a source are the
+# static texts, and are ranked against each other.
+_MANY = dict(num_static=8, stored="random", batch_size=16)
+_RANKED = dict(**_MANY, credit=8.0, p_m=0.1, lr=1e-4, mle_weight=4.0)
+_REFRESHED = dict(**_MANY, lr=1e-4, mle_weight=4.0, steps=100, refresh=4, num_stored=4)
+FLAGS = {
+    "": dict(reward="rouge+slot", n_layer=4, block_size=96, max_len=48, base_steps=1500,
+             base_batch=32, base_lr=2e-3, eval_size=0, lr=1.5e-4, mle_weight=0.3, kl_weight=0.0),
+    "mle": dict(steps=60),
+    "offline": dict(steps=40, **_MANY, lr=1e-4, mle_weight=1.0),
+    "online": dict(steps=40, K=8, lr=3e-4),
+    "full": dict(steps=20, K=8),
+    "masked": dict(steps=40, **_RANKED),
+    "refresh": dict(**_REFRESHED, p_m=0.1),
+    "credit": dict(**_REFRESHED, p_m=0.1, credit=8.0),
+    "reuse": dict(**_REFRESHED, credit=8.0),
+}
+
+
+# -------------------------------------------------------------------------------------------------
+# Slots: what a text says about a restaurant
+
+SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly",
+         "near")
+MOST_MENTIONS = 2  # people do say a fact twice; a third time is an error (the name apart)
+# What a value may be called: a number may be put in words, but words not turned into a number.
+IN_WORDS = {"less than £20": "cheap", "£20-25": "moderate", "more than £30": "high",
+            "1 out of 5": "low", "3 out of 5": "average", "5 out of 5": "high"}
+
+_BE = (r"(?: (?:is|are|was|of|by|as|it|at|in|an?|the|very|been|rather|its|only|just|considered"
+       r"|range|to|be|customers?))")
+_RATE = (r"(?:customer service |service )?"
+         r"(?:rat(?:ed?|es|ings?)|reviews?|reviewed|scor(?:es?|ed)|rank(?:s|ed|ings?)?"
+         r"|satisfaction)\b")
+_COST = r"(?:pric(?:es?|ed|ing|ey)|costs?|costing|budget)\b"
+_KIN = r"(?:famil(?:y|ies)|kids?|child(?:s|rens?)?|youngsters?)\b"
+_NO = (r"(?:not?|non|none|never|without|less|nor|unsuitable|isn't|aren't|doesn't|don't|wouldn't"
+       r"|isnt|doesnt)\b")
+_NO_MORE = (r"(?: (?:an?|the|very|really|good|suitable|ideal|recommend|recommended|appropriate"
+            r"|for|to|with|be|considered|allow|allows|permit|place|any|so|as|that|at|all|your|of"
+            r"|friendly|cater|welcome|welcoming|openly|actively|take|bring|bringing|conducive"
+            r"|facilities|however|exactly|particularly))")
+_MONEY = r"(?:£|pounds?\b|euros?\b|dollars?\b|quid\b)"
+
+
+def _rated(words: str, digit: str) -> tuple[str, str]:
+    """Patterns of a customer rating in words, and in figures."""
+    figure = (rf"(?:{digit})(?: stars?)?(?: ?(?:out of|of|out|/) ?(?:5|five)\b| stars?\b)"
+              rf"|{_RATE}{_BE}{{0,4}} (?:{digit})\b")
+    return (rf"(?:{words})(?: (?:customer|costumer|consumer)s?)? {_RATE}"
+            rf"|{_RATE}{_BE}{{0,4}} (?:{words})\b", figure)
+
+
+_LOW, _1 = _rated("low|lowly|lower|poor|poorly|bad|badly", "1|one")
+_AVERAGE, _3 = _rated(
+    "average|averagely|moderate|moderately|decent|mediocre|mid range|reasonable|ok", "3|three")
+_HIGH, _5 = _rated("high|highly|higher|good|great|excellent|perfect|well|top", "5|five")
+
+# (slot, value, pattern) against lower-cased text without hyphens. Where two match at one place,
+# the upper one wins.
+LEXICON = (
+    ("name", "xname", r"xname\b"),
+    ("near", "xnear", r"xnear\b"),
+    ("familyFriendly", "no", rf"{_NO}{_NO_MORE}{{0,5}} {_KIN}"),
+    ("familyFriendly", "no",
+     rf"{_KIN}(?: friendly)?(?: are| is)? (?:not?|aren't|isn't|unfriendly|prohibited)\b"
+     r"|adults?\b(?! and| or)"),
+    ("familyFriendly", "yes", rf"{_KIN}|all ages\b"),
+    ("eatType", "coffee shop", r"coffee|caf[eé]s?\b"),
+    ("eatType", "pub", r"pubs?\b|bar\b|tavern\b"),
+    ("eatType", "restaurant", r"restaurants?\b|bistro\b|diner\b|eatery\b"),
+    ("food", "Fast food", r"fast foods?\b"),
+    ("food", "Chinese", r"chinese\b"),
+    ("food", "French", r"french\b"),
+    ("food", "Indian", r"indian\b"),
+    ("food", "Italian", r"italian\b"),
+    ("food", "Japanese", r"japanese\b"),
+    ("food", "English", r"(?:english|british)\b"),
+    ("area", "riverside", r"river ?(?:side|bank|front|s)?\b|waterside\b|waterfront\b"),
+    ("area", "city centre",
+     r"(?:(?:city|town) ?)?(?:cent(?:re|er|ral)\b|centrally\b)|downtown\b"
+     r"|(?:middle|heart) of (?:the )?(?:city|town)\b"),
+    ("customer rating", "1 out of 5", _1),
+    ("customer rating", "3 out of 5", _3),
+    ("customer rating", "5 out of 5", _5),
+    ("customer rating", "low", _LOW),
+    ("customer rating", "average", _AVERAGE),
+    ("customer rating", "high", _HIGH),
+    ("priceRange", "£20-25", rf"£? ?20 ?{_MONEY}? ?(?:to|and)? ?£? ?25\b"),
+    ("priceRange", "less than £20",
+     rf"[£$l] ?20\b|(?:20|twenty) ?{_MONEY}|(?:th[ae]n|under|below) 20\b"),
+    ("priceRange", "more than £30",
+     rf"[£$l] ?30\b|(?:30|thirty) ?{_MONEY}|(?:th[ae]n|over|above) 30\b"),
+    ("priceRange", "moderate",
+     r"moderat(?:e|ely|ed)\b|mid(?:dle)? (?:level )?(?:pric|rang|cost)"
+     rf"|(?:averaged?|averagely|medium|reasonable|reasonably|fair|fairly) {_COST}"
+     rf"|{_COST}{_BE}{{0,4}} (?:average|medium|reasonable)\b"),
+    ("priceRange", "cheap",
+     rf"cheap(?:er|ly|est)?\b|inexpensive|affordabl[ey]|low(?:er|est)? (?:range )?{_COST}"
+     rf"|low range\b|(?:below|less than) average {_COST}"
+     rf"|{_COST}{_BE}{{0,4}} (?:low|below average)\b|not expensive|budget\b"),
+    ("priceRange", "high",
+     rf"expensive|costly|pricey\b|(?:high(?:er|ly)?|above average|premium|overly) {_COST}"
+     rf"|{_COST}{_BE}{{0,4}} (?:high|higher|above average)\b|high(?:er)? (?:range|end)\b"),
+)
+_KNOWN = {(slot, value) for slot, value, _ in LEXICON}
+# Idle words open no pattern; skipping them early doubles the speed. Nothing begins behind a
+# letter, or behind a pound sign.
+_IDLE = (r"(?:the|is|and|in|it|that|serves?|with|has|located|food|offers|providing|provides"
+         r"|called|its|there|which)\b")
+_MENTION = re.compile(rf"(?<![\w£])(?!{_IDLE})(?:%s)" % "|".join(
+    f"(?:{pattern})(?P<_{i}>)" for i, (_, _, pattern) in enumerate(LEXICON)))
+_MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
+
+
+@lru_cache(maxsize=1 << 12)
+def _parse_mr(source: str) -> dict[str, str] | None:
+    slots, end = {}, 0
+    while match := _MR.match(source, end):
+        slots[match[1]], end = match[2].strip(), match.end()
+    ordered = {slot: slots[slot] for slot in SLOTS if slot in slots}
+    return ordered if ordered and end == len(source) else None
+
+
+def has_slots(source: str) -> bool:
+    """Whether a source is a meaning representation such as `name[xname], food[Fast food]`."""
+    return _parse_mr(source) is not None
+
+
+def parse_slots(source: str) -> dict[str, str]:
+    """slot -> value of a meaning representation, in one order of slots. Raises InputError for
+    another text."""
+    slots = _parse_mr(source)
+    if slots is None:
+        raise InputError(f"source {source[:80]!r}: expected slots such as name[xname], "
+                         f"eatType[pub], food[Italian] (the reward `slot` is for E2E data)")
+    return dict(slots)  # a copy: the caller may change it
+
+
+@lru_cache(maxsize=1 << 14)
+def _mentions(text: str) -> dict[str, Counter]:
+    """slot -> how often each of its values is mentioned."""
+    words = " ".join(text.lower().replace("-", " ").replace("’", "'").split())
+    found = defaultdict(Counter)
+    for match in _MENTION.finditer(words):
+        slot, value, _ = LEXICON[int(match.lastgroup[1:])]
+        found[slot][value] += 1
+    return dict(found)
+
+
+def _is_right(slot: str, value: str | None, text: str, found: Counter) -> bool:
+    """Does a text state this value of a slot, and no other? None: the source lacks the slot."""
+    said = set(found)
+    if slot == "eatType" and value != "restaurant":
+        said.discard("restaurant")  # any place may be called that
+    if value is None:
+        return not said
+    if (slot, value) not in _KNOWN:  # names put back, a cuisine that E2E lacks
+        return value.lower() in text.lower()
+    in_words = IN_WORDS.get(value, value)
+    times = max(found[value], found[in_words])
+    return said <= {value, in_words} and times > 0 and (times <= MOST_MENTIONS or slot == "name")
+
+
+def stated(text: str, source: str) -> dict[str, bool] | None:
+    """For each slot of a source: does the text state it rightly? None when the source is no
+    meaning representation."""
+    slots = _parse_mr(source)
+    if slots is None:
+        return None
+    found = _mentions(text)
+    return {slot: _is_right(slot, value, text, found.get(slot, Counter()))
+            for slot, value in slots.items()}
+
+
+def slot_errors(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and slots of each text against its meaning representation, int (N,) each; the corpus
+    slot error rate is errors.sum() / slots.sum().
+
+    Each of the eight E2E slots is right or is one error: it is missing, has another value (alone
+    or beside the right one), or is mentioned though the source lacks it. A number may be put in
+    words (£20-25 as moderate), not the reverse; any place may be called a restaurant too; saying
+    a fact twice is fine, a third time is an error, except for the name. Raises InputError for a
+    source that is no meaning representation."""
+    errors, totals = [], []
+    for text, source in zip(hypotheses, sources):
+        slots, found = parse_slots(source), _mentions(text)
+        right = [_is_right(slot, slots.get(slot), text, found.get(slot, Counter()))
+                 for slot in slots.keys() | found.keys()]
+        errors.append(right.count(False))
+        totals.append(len(slots))
+    return np.array(errors, int), np.array(totals, int)
+
+
+def slot(hypotheses: list[str], references: list[list[str]], sources: list[str]) -> np.ndarray:
+    """Slot accuracy, float64 (N,) in 0..1: 1 - errors / slots, at least 0, by `slot_errors`."""
+    errors, slots = slot_errors(hypotheses, sources)
+    return np.maximum(0.0, 1 - errors / slots)
+
+
+# -------------------------------------------------------------------------------------------------
+# The converter
 
 def read_rows(path: Path) -> list[tuple[str, str, str]]:
-    """(place, mr, ref) of every line of a CSV, place as FILE:LINE. Raises InputError for a file, a column or a
-    representation that is not as expected."""
+    """(place, mr, ref) of every line of a CSV, place as FILE:LINE. Raises InputError for a file,
+    a column or a representation that is not as expected."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             if not {"mr", "ref"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{path}:1: expected a CSV with the columns mr and ref, found {reader.fieldnames}")
-            rows = [(f"{path}:{reader.line_num}", row["mr"] or "", row["ref"] or "") for row in reader]
+                raise InputError(f"{path}:1: expected a CSV with the columns mr and ref, "
+                                 f"found {reader.fieldnames}")
+            rows = [(f"{path}:{reader.line_num}", row["mr"] or "", row["ref"] or "")
+                    for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: expected a readable CSV in UTF-8: {error}") from None
     if not rows:
         raise InputError(f"{path}:2: expected at least one line below the header")
     for place, mr, _ in rows:
         if not has_slots(mr):
-            raise InputError(f"{place}: expected slots such as name[The Mill], food[Italian], found {mr[:60]!r}")
+            raise InputError(f"{place}: expected slots such as name[The Mill], food[Italian], "
+                             f"found {mr[:60]!r}")
     return rows
 
 
 def _replace(text: str, name: str, token: str) -> str | None:
-    """`text` with every mention of `name` as `token`; None when it has none. Case, accents and a leading The do not
-    matter; failing an exact mention, the words most like the name will do (Crown Plaza for Crowne Plaza Hotel)."""
+    """`text` with every mention of `name` as `token`; None when it has none.
+
+    Case, accents and a leading The do not matter; failing an exact mention, the words most like
+    the name will do (Crown Plaza for Crowne Plaza Hotel)."""
     core = re.sub(r"^the\s+", "", name, flags=re.IGNORECASE)
     pattern = r"\s+".join(map(re.escape, core.split())).replace("é", "[eé]")
     replaced, times = re.subn(rf"(?:\bthe\s+)?\b{pattern}\b", token, text, flags=re.IGNORECASE)
     if times:
         return replaced
     words, size = list(re.finditer(r"\w+", text)), len(core.split())
-    spans = [(words[i].start(), words[i + n - 1].end())
-             for n in {size, max(1, size - 1)} for i in range(len(words) - n + 1)]
-    likeness = lambda span: difflib.SequenceMatcher(None, text[slice(*span)].lower(), core.lower()).ratio()
-    best = max(spans, key=likeness, default=None)
-    if best is None or likeness(best) < 0.75:
+    best, likeness = None, 0.0
+    for n in {size, max(1, size - 1)}:
+        for i in range(len(words) - n + 1):
+            start, end = words[i].start(), words[i + n - 1].end()
+            matcher = difflib.SequenceMatcher(None, text[start:end].lower(), core.lower())
+            if matcher.ratio() > likeness:
+                best, likeness = (start, end), matcher.ratio()
+    if likeness < 0.75:
         return None
-    return re.sub(r"\bthe\s+$", "", text[: best[0]], flags=re.IGNORECASE) + token + text[best[1] :]
+    start, end = best
+    return re.sub(r"\bthe\s+$", "", text[:start], flags=re.IGNORECASE) + token + text[end:]
 
 
 def delexicalise(mr: str, ref: str) -> tuple[str, str | None, dict[str, str]]:
-    """(mr with xname, xnear and its slots in one order; ref likewise, None when a name is not in it; the names)."""
+    """(mr with xname, xnear and its slots in one order; ref likewise, None when a name is not in
+    it; the names)."""
     slots, names = parse_slots(mr), {}
-    ref = " ".join(ref.split())
-    for slot in sorted([slot for slot in ("name", "near") if slot in slots], key=lambda slot: -len(slots[slot])):
+    text = " ".join(ref.split())
+    named = [slot for slot in ("name", "near") if slot in slots]
+    for slot in sorted(named, key=lambda slot: -len(slots[slot])):  # the longer name first
         names["x" + slot], slots[slot] = slots[slot], "x" + slot
-        ref = ref and _replace(ref, names["x" + slot], "x" + slot)
-    return ", ".join(f"{slot}[{value}]" for slot, value in slots.items()), ref or None, dict(sorted(names.items()))
-
-
-def relexicalise(text: str, name: str, near: str = "") -> str:
-    """Puts the names back: xname becomes `name`, and xnear `near` (left alone when empty)."""
-    text = re.sub(r"\bxname\b", lambda _: name, text)
-    return re.sub(r"\bxnear\b", lambda _: near, text) if near else text
+        text = text and _replace(text, names["x" + slot], "x" + slot)
+    source = ", ".join(f"{slot}[{value}]" for slot, value in slots.items())
+    return source, text or None, dict(sorted(names.items()))
 
 
 def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[dict]], list[str]]:
-    """Rows of `read_rows` -> ({"train": records, "val": …, "test": …}, the places of references that were dropped
-    because their name or near place could not be found). Raises InputError when there are too few to split."""
+    """Rows of `read_rows` -> ({"train": records, "val": …, "test": …}, the places of references
+    that were dropped because their name or near place could not be found). Raises InputError
+    when there are too few to split."""
     records, dropped = {}, []
-    for place, mr, ref in rows:
-        mr, ref, names = delexicalise(mr, ref)
+    for place, raw_mr, raw_ref in rows:
+        mr, ref, names = delexicalise(raw_mr, raw_ref)
         if ref is None:
             dropped.append(place)
             continue
@@ -95,68 +307,85 @@ def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[dict]], li
         if ref not in record["references"]:
             record["references"].append(ref)
     if len(records) <= TEST + VAL:
-        raise InputError(f"{rows[0][0].rpartition(':')[0]}: expected more than {TEST + VAL} different representations "
-                         f"to hold out {TEST} for test and {VAL} for validation, found {len(records)}")
-    order = sorted(records)                             # the split must not depend on the order of the files
+        path = rows[0][0].rpartition(":")[0]
+        raise InputError(f"{path}: expected more than {TEST + VAL} different representations to "
+                         f"hold out {TEST} for test and {VAL} for validation, "
+                         f"found {len(records)}")
+    order = sorted(records)  # the split must not depend on the order of the files
     random.Random(SEED).shuffle(order)
-    parts = {"test": order[:TEST], "val": order[TEST : TEST + VAL], "train": order[TEST + VAL :]}
-    return {part: [records[mr] for mr in parts[part]] for part in ("train", "val", "test")}, dropped
+    parts = {"train": order[TEST + VAL:], "val": order[TEST:TEST + VAL], "test": order[:TEST]}
+    return {part: [records[mr] for mr in mrs] for part, mrs in parts.items()}, dropped
 
 
 def write(files: dict[str, str], out: Path) -> bool:
-    """Writes name -> text into `out`; False when all were there already. Never overwrites: raises InputError when one
-    is there with another content, or when `out` cannot be written."""
+    """Writes name -> text into `out`; False when all were there already. Never overwrites: raises
+    InputError when one is there with other content, or when `out` cannot be written."""
     try:
-        there = {name: (out / name).read_text("utf-8") for name in files if (out / name).exists()}
-        if changed := [name for name in there if there[name] != files[name]]:
-            raise InputError(f"{out / changed[0]}: holds other data; expected a new --out; nothing was written")
+        present = {name: (out / name).read_text("utf-8")
+                   for name in files if (out / name).exists()}
+        for name, text in present.items():
+            if text != files[name]:
+                raise InputError(f"{out / name}: holds other data; expected a new --out; "
+                                 f"nothing was written")
         out.mkdir(parents=True, exist_ok=True)
-        for name in files.keys() - there.keys():
+        for name in files.keys() - present.keys():
             (out / name).write_text(files[name], "utf-8", newline="\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{out}: expected a directory that can be written: {error}") from None
-    return len(there) < len(files)
+    return len(present) < len(files)
 
 
 def download(folder: Path) -> list[Path]:
-    """Fetches the release's CSVs into `folder`, unless they are there. Raises InputError without a network."""
+    """Fetches the release's CSVs into `folder`, unless they are there. Raises InputError without
+    a network."""
     paths = [folder / name for name in RELEASE]
     for path in paths:
-        if not path.exists():
-            try:
-                with urllib.request.urlopen(URL + path.name, timeout=30) as reply:
-                    text = reply.read()
-                folder.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(text)
-            except OSError as error:
-                raise InputError(f"{URL}{path.name}: could not be downloaded to {path} ({error}); "
-                                 f"with the CSVs at hand: python -m data.e2e CSV … --out DIR") from None
+        if path.exists():
+            continue
+        try:
+            with urllib.request.urlopen(URL + path.name, timeout=30) as reply:
+                content = reply.read()
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"{URL}{path.name}: could not be downloaded to {path} ({error}); "
+                             f"with the CSVs at hand: python -m data.e2e CSV ... --out DIR"
+                             ) from None
     return paths
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.e2e", description="E2E NLG CSVs to records for train.py.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.e2e", description="E2E NLG CSVs to records for train.py.")
     parser.add_argument("csv", nargs="*", type=Path, help="files with the columns mr and ref")
-    parser.add_argument("--out", required=True, type=Path, help="directory for train.jsonl, val.jsonl and test.jsonl")
-    parser.add_argument("--download", action="store_true", help="fetch the release into --out first, and use it")
+    parser.add_argument("--out", required=True, type=Path,
+                        help="directory for train.jsonl, val.jsonl and test.jsonl")
+    parser.add_argument("--download", action="store_true",
+                        help="fetch the release into --out first, and use it")
     args = parser.parse_args(argv)
     if not args.csv and not args.download:
         parser.error("expected CSV files, or --download")
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path may have letters a console lacks
     try:
-        rows = [row for path in args.csv + (download(args.out) if args.download else []) for row in read_rows(path)]
+        paths = args.csv + (download(args.out) if args.download else [])
+        rows = [row for path in paths for row in read_rows(path)]
         parts, dropped = convert(rows)
-        files = {f"{part}.jsonl": "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-                 for part, records in parts.items()}
-        new = write(files | {"flags.json": json.dumps(FLAGS) + "\n"}, args.out)
+        files = {f"{part}.jsonl": "".join(
+            json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            for part, records in parts.items()}
+        files["flags.json"] = json.dumps({"preset": "e2e"}) + "\n"  # FLAGS above
+        new = write(files, args.out)
     except InputError as error:
         print(f"data.e2e: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{len(rows)} lines read; {len(dropped)} dropped, their name or near place was not found"
-          + (f": {', '.join(dropped[:5])}{' …' if len(dropped) > 5 else ''}" if dropped else ""))
+    places = ", ".join(dropped[:5]) + (" ..." if len(dropped) > 5 else "")
+    print(f"{len(rows)} lines read; {len(dropped)} dropped, their name or near place was not "
+          f"found" + (f": {places}" if dropped else ""))
     for part, records in parts.items():
         references = sum(len(record["references"]) for record in records)
         print(f"{part}: {len(records)} representations, {references} references")
-    print(f"written to {args.out}" if new else f"{args.out} holds exactly this already; nothing was written")
+    print(f"written to {args.out}" if new
+          else f"{args.out} holds exactly this already; nothing was written")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""Rewards and metrics: ROUGE, BLEU, and slot accuracy for restaurant descriptions.
+"""Rewards and metrics: ROUGE, BLEU and chrF, and whatever the user writes.
 
-A reward is any function (hypotheses, references, sources) -> N numbers in 0..1; `load_reward` makes one from what
-people type after --reward. `rouge` and `bleu` are the metrics of the same names, equal to the packages rouge-score and
-sacrebleu. Left out on purpose: stemming, other tokenizers than 13a, lower-cased BLEU, ROUGE-Lsum.
+A reward is any function (hypotheses, references, sources) -> N numbers in 0..1; `load_reward`
+makes one from what people type after --reward. `rouge`, `bleu` and `chrf` are the metrics of the
+same names, equal to the packages rouge-score and sacrebleu. Left out on purpose: stemming, other
+tokenizers than 13a, lower-cased BLEU, ROUGE-Lsum, chrF with word n-grams.
 """
-
 import difflib
 import importlib
 import math
 import os
 import re
 import sys
+import types
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
@@ -20,93 +21,139 @@ from pathlib import Path
 import numpy as np
 
 from data import InputError
+from data.e2e import slot
 
 Reward = Callable[[list[str], list[list[str]], list[str]], Iterable[float]]
 
 
-# ---- ROUGE (Lin 2004) ------------------------------------------------------------------------------------------------
+class RewardError(Exception):
+    """The user's reward module or function raised; `__cause__` is their exception, with its
+    traceback."""
 
-_LETTERS = bytes(c if chr(c) in "\0abcdefghijklmnopqrstuvwxyz0123456789" else 32 for c in range(256))
-_CELLS = 1 << 19                        # word-by-word comparisons at a time: the tables stay within the cache
+
+def _check_references(hypotheses: list[str], references: list[list[str]]) -> None:
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses but {len(references)} lists of references")
+    if not all(references):
+        raise ValueError("every hypothesis needs at least one reference")
+
+
+def _numbered(items: list) -> tuple[np.ndarray, list]:
+    """Items -> a number for each, equal for equal items (N,), and the distinct items by number."""
+    number = defaultdict(count().__next__)  # the next number for an item that is new
+    numbers = np.fromiter(map(number.__getitem__, items), np.int32, len(items))
+    return numbers, list(number)
+
+
+# -------------------------------------------------------------------------------------------------
+# ROUGE (Lin 2004)
+#
+# A reward that runs thousands of times an update must not loop over words in Python. So all pairs
+# of a hypothesis and a reference are scored at once, and the loop runs over the *positions* of
+# hypothesis words, at most about a hundred. For each pair and each hypothesis word h, `bits` holds
+# one bit for each reference word r: 1 where the two words are equal. Take the hypothesis
+# `the cat the` and the reference `the cat sat` (bit 0, the lowest, belongs to the first word):
+#
+#     h = 0  the  001        ROUGE-1: each word of the hypothesis uses up the lowest bit that is
+#     h = 1  cat  010        still free: `the` bit 0, `cat` bit 1, the second `the` finds none.
+#     h = 2  the  001        Two hits; that is the clipped count of matches.
+#
+# ROUGE-2 does the same with bigrams: h and r are equal bigrams where bit r of word h and bit r + 1
+# of word h + 1 are set. ROUGE-L keeps one row of the usual table of common subsequence lengths as
+# bits too, and one addition of integers moves it on to the next row. A reference of more than
+# 64 words takes W integers, lowest first.
+
+_KEPT = "\0abcdefghijklmnopqrstuvwxyz0123456789"  # the rest of ASCII becomes a space
+_ASCII_WORDS = bytes(c if chr(c) in _KEPT else 32 for c in range(256))
+_CELLS = 1 << 19  # word-by-word comparisons at a time: the tables stay within the cache
 
 
 def _cut(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Words as rouge-score cuts them, [a-z0-9]+ of the lower case: the ids of all words, and where in them each text begins
-    and how many are its own (N,). All texts are cut as one, a zero behind each."""
-    whole = " \0 ".join([*texts, ""])
-    if whole.count("\0") > len(texts):                                  # texts that hold zeros themselves
-        whole = " \0 ".join([*(text.replace("\0", " ") for text in texts), ""])
-    words = whole.lower().encode("ascii", "replace").translate(_LETTERS).split()
-    number = defaultdict(count().__next__)
-    ids = np.fromiter(map(number.__getitem__, words), np.int32, len(words))
-    ends = np.flatnonzero(ids == number[b"\0"])
+    """Words as rouge-score cuts them, [a-z0-9]+ of the lower case.
+
+    Returns the numbers of all words of all texts, and for each text where its words begin and how
+    many they are (N,). All texts are cut as one, a zero character behind each."""
+    if any("\0" in text for text in texts):
+        texts = [text.replace("\0", " ") for text in texts]
+    joined = " \0 ".join([*texts, ""]).lower()
+    words = joined.encode("ascii", "replace").translate(_ASCII_WORDS).split()
+    ids, distinct = _numbered(words)
+    ends = np.flatnonzero(ids == distinct.index(b"\0"))
     starts = np.append(0, ends[:-1] + 1)
     return ids, starts, ends - starts
 
 
-def _table(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int) -> np.ndarray:
-    """Texts of `_cut` as rows (P,W), `fill` behind them."""
+def _rows(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int) -> np.ndarray:
+    """Texts of `_cut` as rows (P,W) of word numbers, `fill` behind them."""
     columns = np.arange(max(1, lengths.max()))
-    return np.where(columns < lengths[:, None], ids.take(starts[:, None] + columns, mode="clip"), fill)
+    padded = ids.take(starts[:, None] + columns, mode="clip")
+    return np.where(columns < lengths[:, None], padded, fill)
 
 
 def _match_bits(hyp: np.ndarray, ref: np.ndarray) -> np.ndarray:
-    """Ids (P,H) and (P,R) -> uint64 (H,W,P): bit r of the W words says that hypothesis word h is reference word r."""
+    """Word numbers (P,H) and (P,R) -> bits, uint64 (H,W,P): is word h equal to word r?"""
     packed = np.packbits(hyp[:, :, None] == ref[:, None], axis=2, bitorder="little")
-    whole = np.zeros((*hyp.shape, -(-ref.shape[1] // 64) * 8), np.uint8)
-    whole[:, :, : packed.shape[2]] = packed
+    whole = np.zeros((*hyp.shape, -(-ref.shape[1] // 64) * 8), np.uint8)  # W times 8 bytes
+    whole[:, :, :packed.shape[2]] = packed
     return np.ascontiguousarray(whole.view("<u8").transpose(1, 2, 0))
 
 
 def _bigram_bits(bits: np.ndarray) -> np.ndarray:
-    """The same for bigrams: word h at r, and the next word at r + 1."""
-    after = bits[1:] >> 1
-    after[:, :-1] |= bits[1:, 1:] << 63
-    return bits[:-1] & after
+    """The same for bigrams (H-1,W,P): word h is at r, and word h + 1 at r + 1."""
+    next_word = bits[1:] >> 1
+    next_word[:, :-1] |= bits[1:, 1:] << 63  # the lowest bit of the integer above
+    return bits[:-1] & next_word
 
 
 def _overlap(bits: np.ndarray) -> np.ndarray:
-    """Clipped n-gram matches (P,): every n-gram of the hypothesis takes one equal, still free one of the reference."""
+    """Clipped matches (P,): each n-gram of the hypothesis uses up one equal n-gram of the
+    reference, the first that is still free."""
     free = np.full(bits.shape[1:], ~np.uint64(0))
     for row in bits:
-        spent = False
+        found = False
         for w, equal in enumerate(row):
             usable = equal & free[w]
-            lowest = usable & (~usable + 1)
+            lowest = usable & (~usable + 1)  # its lowest bit alone
             if w:
-                lowest[spent] = 0
+                lowest[found] = 0
             free[w] ^= lowest
-            spent |= lowest > 0
+            found |= lowest > 0
     return np.bitwise_count(~free).sum(0, np.int32)
 
 
 def _lcs(bits: np.ndarray) -> np.ndarray:
-    """Longest common subsequence (P,): the bit-parallel recurrence of Hyyrö (2004), every pair at once. Bit r of
-    `steps` turns 0 where the usual table of lengths steps up at reference word r."""
-    steps = np.full(bits.shape[1:], ~np.uint64(0))
+    """Length of the longest common subsequence (P,): the bit-parallel recurrence of Hyyrö (2004).
+
+    Row h of the usual table, L(h, r) = the length for the first h and r words, grows by 0 or 1
+    from r to r + 1. Bit r of `flat` says that it grows by 0. A new row lets the growth move to the
+    first match at or before it; in integers that is flat = (flat + (flat & match)) | (flat &
+    ~match): the addition's carry runs through the flat stretch up to where the old row grows."""
+    flat = np.full(bits.shape[1:], ~np.uint64(0))
     for row in bits:
         carry = np.uint64(0)
-        for w, equal in enumerate(row):                 # steps + (steps & equal), an addition W words long
-            held = steps[w] & equal
-            part = steps[w] + held
+        for w, match in enumerate(row):  # one addition of integers that are W words long
+            hits = flat[w] & match
+            part = flat[w] + hits
             total = part + carry
-            carry = (part < held) | (total < part)
-            steps[w] = total | (steps[w] & ~equal)
-    return np.bitwise_count(~steps).sum(0, np.int32)
+            carry = (part < hits) | (total < part)  # the sum wrapped around
+            flat[w] = total | (flat[w] & ~match)
+    return np.bitwise_count(~flat).sum(0, np.int32)
 
 
-def _rouge_pairs(ids: np.ndarray, hyps: tuple[np.ndarray, np.ndarray], refs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """F1 of ROUGE-1/2/L (P,3) of P pairs of texts, (starts, lengths) each."""
-    (_, h_len), (_, r_len) = hyps, refs
-    bits = _match_bits(_table(ids, *hyps, -1), _table(ids, *refs, -2))                  # the fills equal no word
-    hits = np.stack([_overlap(bits), _overlap(_bigram_bits(bits)), _lcs(bits)], 1)      # (P,3)
-    shorter = np.array([0, 1, 0])                                                       # one bigram fewer than words
-    grams = np.maximum(h_len[:, None] - shorter, 0) + np.maximum(r_len[:, None] - shorter, 0)
-    return 2 * hits / np.maximum(grams, 1)              # 2pr / (p + r), p = hits/h, r = hits/r
+def _rouge_pairs(ids: np.ndarray, hyps: tuple, refs: tuple) -> np.ndarray:
+    """F1 of ROUGE-1/2/L (P,3) of P pairs of texts, given as (starts, lengths) in `ids`."""
+    (_, hyp_words), (_, ref_words) = hyps, refs
+    bits = _match_bits(_rows(ids, *hyps, -1), _rows(ids, *refs, -2))  # fills equal no word
+    hits = np.stack([_overlap(bits), _overlap(_bigram_bits(bits)), _lcs(bits)], 1)
+    fewer = np.array([0, 1, 0])  # a text has one bigram fewer than words
+    total = np.maximum(hyp_words[:, None] - fewer, 0) + np.maximum(ref_words[:, None] - fewer, 0)
+    return 2 * hits / np.maximum(total, 1)  # 2pr / (p + r) with p = hits / hyp, r = hits / ref
 
 
 def rouge(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
-    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, each the best over a hypothesis' references: float64 (N,3), in 0..1.
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, each the best over a hypothesis' references: float64
+    (N,3), in 0..1.
 
     Equal to rouge-score's `score_multi` without stemmer. Equal pairs of texts are scored once.
     Raises ValueError when the two lists differ in length or a hypothesis has no reference.
@@ -114,37 +161,32 @@ def rouge(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     _check_references(hypotheses, references)
     if not hypotheses:
         return np.zeros((0, 3))
-    number = defaultdict(count().__next__)                                              # of each text
-    h, r = (np.array([*map(number.__getitem__, texts)]) for texts in (hypotheses, chain(*references)))
-    many = np.array([len(texts) for texts in references])
-    pairs, index = np.unique(h.repeat(many) * len(number) + r, return_inverse=True)
-    h, r = np.divmod(pairs, len(number))
-    ids, starts, lengths = _cut(list(number))
-    size = np.maximum(1, np.maximum(lengths[h], lengths[r]))
-    scores = np.empty((len(pairs), 3))
-    order, done = np.argsort(-size, kind="stable"), 0                                   # similar lengths side by side
+    numbers, texts = _numbered([*hypotheses, *chain.from_iterable(references)])
+    counts = np.array([len(refs) for refs in references])
+    hyp, ref = numbers[:len(hypotheses)].repeat(counts), numbers[len(hypotheses):]
+    pairs, index = np.unique(hyp * np.int64(len(texts)) + ref, return_inverse=True)
+    hyp, ref = np.divmod(pairs, len(texts))
+    ids, starts, lengths = _cut(texts)
+    size = np.maximum(1, np.maximum(lengths[hyp], lengths[ref]))
+    order = np.argsort(-size, kind="stable")  # similar lengths side by side, the longest first
+    scores, done = np.empty((len(pairs), 3)), 0
     while done < len(order):
-        part = order[done : done + max(1, _CELLS // int(size[order[done]]) ** 2)]
-        scores[part] = _rouge_pairs(ids, *((starts[texts[part]], lengths[texts[part]]) for texts in (h, r)))
+        part = order[done:done + max(1, _CELLS // int(size[order[done]]) ** 2)]
+        h, r = hyp[part], ref[part]
+        scores[part] = _rouge_pairs(ids, (starts[h], lengths[h]), (starts[r], lengths[r]))
         done += len(part)
-    return np.maximum.reduceat(scores[index], many.cumsum() - many)
+    return np.maximum.reduceat(scores[index], counts.cumsum() - counts)
 
 
-def _check_references(hypotheses: list[str], references: list[list[str]]) -> None:
-    if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses but {len(references)} lists of references")
-    if not all(references):
-        raise ValueError("every hypothesis needs at least one reference")
-
-
-# ---- BLEU (Papineni et al. 2002, as sacrebleu computes it: Post 2018) ------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+# BLEU (Papineni et al. 2002, as sacrebleu computes it: Post 2018)
 
 _ENTITIES = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}
 _SPLITS = [(re.compile(pattern), into) for pattern, into in (
-    (r"([!-&(-+:-@\[-`{-~/])", r" \1 "),                # ASCII punctuation but ' , - .
-    (r"([^0-9])([.,])", r"\1 \2 "),                     # point and comma stay inside numbers
+    (r"([!-&(-+:-@\[-`{-~/])", r" \1 "),  # ASCII punctuation but ' , - .
+    (r"([^0-9])([.,])", r"\1 \2 "),  # point and comma stay inside numbers
     (r"([.,])([^0-9])", r" \1 \2"),
-    (r"([0-9])(-)", r"\1 \2 "))]                        # a dash leaves the number before it
+    (r"([0-9])(-)", r"\1 \2 "))]  # a dash leaves the number before it
 
 
 def _tokens_13a(text: str) -> list[str]:
@@ -160,303 +202,194 @@ def _tokens_13a(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 14)
 def _ngrams(text: str) -> tuple[int, Counter]:
+    """How many tokens a text has, and how often each of its n-grams occurs, n = 1..4."""
     tokens = _tokens_13a(text)
-    return len(tokens), Counter(chain.from_iterable(zip(*(tokens[i:] for i in range(n))) for n in (1, 2, 3, 4)))
+    grams = Counter()
+    for n in (1, 2, 3, 4):
+        grams.update(zip(*(tokens[i:] for i in range(n))))
+    return len(tokens), grams
 
 
 @lru_cache(maxsize=1 << 12)
 def _reference_ngrams(texts: tuple[str, ...]) -> tuple[list[int], Counter]:
-    lengths, grams = zip(*map(_ngrams, texts))
-    merged = Counter()
-    for one in grams:
-        merged |= one                                   # clip by the most that a single reference holds
-    return sorted(lengths), merged
+    """Lengths of the references, and of each n-gram the most that a single reference holds."""
+    lengths, most = [], Counter()
+    for text in texts:
+        length, grams = _ngrams(text)
+        lengths.append(length)
+        most |= grams
+    return sorted(lengths), most
 
 
-def bleu_counts(hypothesis: str, references: list[str]) -> np.ndarray:
+def _bleu_counts(hypothesis: str, references: list[str]) -> np.ndarray:
     """(10,): length, closest reference length, matches of 1..4-grams, their totals."""
     length, grams = _ngrams(hypothesis)
     lengths, allowed = _reference_ngrams(tuple(references))
-    matches = [0] * 5
+    matches = [0, 0, 0, 0]
     for gram, times in grams.items():
         if gram in allowed:
-            matches[len(gram)] += min(times, allowed[gram])
-    closest = min(lengths, key=lambda other: abs(other - length))       # sorted: the shorter one wins a tie
-    return np.array([length, closest, *matches[1:], *(max(length - n, 0) for n in range(4))])
+            matches[len(gram) - 1] += min(times, allowed[gram])
+    closest = min(lengths, key=lambda other: abs(other - length))  # the shorter one wins a tie
+    return np.array([length, closest, *matches, *(max(length - n, 0) for n in range(4))])
 
 
-def bleu_score(counts: np.ndarray, cut_order: bool) -> float:
-    """BLEU in 0..1. A precision of 0 becomes 1/(2·total), the next 1/(4·total), … ("exp" smoothing). With
-    `cut_order` orders that a short text does not reach are left out of the mean; without it they make the score 0."""
+def _bleu_score(counts: np.ndarray, effective_order: bool) -> float:
+    """BLEU in 0..1 of the counts above, or of their sum over a corpus.
+
+    A precision of 0 becomes 1/(2·total), the next 1/(4·total), … ("exp" smoothing). With
+    `effective_order`, orders that a short text does not reach are left out of the mean; without,
+    they make the score 0."""
     length, closest, matches, totals = counts[0], counts[1], counts[2:6], counts[6:]
-    if not matches.any() or not (cut_order or totals.all()):
+    if not matches.any() or not (effective_order or totals.all()):
         return 0.0
     logs, zeros = [], 0
-    for hit, total in zip(matches[totals > 0], totals[totals > 0]):
-        zeros += hit == 0
-        logs.append(math.log((hit or 0.5 ** zeros) / total))
+    for hits, total in zip(matches[totals > 0], totals[totals > 0]):
+        zeros += hits == 0
+        logs.append(math.log((hits or 0.5 ** zeros) / total))
     return math.exp(min(0.0, 1 - closest / length) + sum(logs) / len(logs))
 
 
 def bleu(hypotheses: list[str], references: list[list[str]]) -> float:
-    """Corpus BLEU-4 in 0..100, equal to sacrebleu's default `corpus_bleu` (13a tokens, exp smoothing, case kept).
+    """Corpus BLEU-4 in 0..100, equal to sacrebleu's default `corpus_bleu` (13a tokens, exp
+    smoothing, case kept).
 
-    Hypotheses may have different numbers of references. 0 for no hypotheses. Raises ValueError as `rouge` does.
+    Hypotheses may have different numbers of references. 0 for no hypotheses. Raises as `rouge`.
     """
     _check_references(hypotheses, references)
-    return 100 * bleu_score(sum(map(bleu_counts, hypotheses, references), np.zeros(10, int)), cut_order=False)
+    counts = sum(map(_bleu_counts, hypotheses, references), np.zeros(10, int))
+    return 100 * _bleu_score(counts, effective_order=False)
 
 
 def sentence_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
-    """BLEU-4 of each text alone, float64 (N,) in 0..1: sacrebleu's `sentence_bleu` / 100. Raises as `rouge` does."""
+    """BLEU-4 of each text alone, float64 (N,) in 0..1: sacrebleu's `sentence_bleu` / 100. Raises
+    as `rouge`."""
     _check_references(hypotheses, references)
-    return np.array([bleu_score(bleu_counts(*pair), cut_order=True) for pair in zip(hypotheses, references)], float)
+    scores = [_bleu_score(_bleu_counts(hypothesis, refs), effective_order=True)
+              for hypothesis, refs in zip(hypotheses, references)]
+    return np.array(scores, float)
 
 
-# ---- Slots of E2E meaning representations (Novikova et al. 2017) -----------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+# chrF (Popović 2015, as sacrebleu computes it), for every writing system: it needs no words
 
-SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
-_MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
-_NOTHING: Counter = Counter()
-MOST_MENTIONS = 2                       # people do say a fact twice; a third time is an error (the name apart)
-BARRED = "£"                            # no mention begins behind it, or behind a letter
-# What a value may be called: a number may be put in words, but words must not be turned into a number.
-IN_WORDS = {"less than £20": "cheap", "£20-25": "moderate", "more than £30": "high",
-            "1 out of 5": "low", "3 out of 5": "average", "5 out of 5": "high"}
-
-_BE = r"(?: (?:is|are|was|of|by|as|it|at|in|an?|the|very|been|rather|its|only|just|considered|range|to|be|customers?))"
-_RATE = (r"(?:customer service |service )?"
-         r"(?:rat(?:ed?|es|ings?)|reviews?|reviewed|scor(?:es?|ed)|rank(?:s|ed|ings?)?|satisfaction)\b")
-_COST = r"(?:pric(?:es?|ed|ing|ey)|costs?|costing|budget)\b"
-_KIN = r"(?:famil(?:y|ies)|kids?|child(?:s|rens?)?|youngsters?)\b"
-_NO = r"(?:not?|non|none|never|without|less|nor|unsuitable|isn't|aren't|doesn't|don't|wouldn't|isnt|doesnt)\b"
-_NO_MORE = (r"(?: (?:an?|the|very|really|good|suitable|ideal|recommend|recommended|appropriate|for|to|with|be|"
-            r"considered|allow|allows|permit|place|any|so|as|that|at|all|your|of|friendly|cater|welcome|welcoming|"
-            r"openly|actively|take|bring|bringing|conducive|facilities|however|exactly|particularly))")
-_MONEY = r"(?:£|pounds?\b|euros?\b|dollars?\b|quid\b)"
+_ORDERS = range(1, 7)
+_BETA = 2  # recall counts for twice as much as precision
 
 
-def _rated(words: str, digit: str) -> tuple[str, str]:
-    """Patterns of a customer rating in words, and in figures."""
-    figure = (rf"(?:{digit})(?: stars?)?(?: ?(?:out of|of|out|/) ?(?:5|five)\b| stars?\b)"
-              rf"|{_RATE}{_BE}{{0,4}} (?:{digit})\b")
-    return rf"(?:{words})(?: (?:customer|costumer|consumer)s?)? {_RATE}|{_RATE}{_BE}{{0,4}} (?:{words})\b", figure
+def _character_ngrams(text: str) -> list[set[str]]:
+    """The n-grams of a text without its white space, one set for each n = 1..6.
+
+    The second occurrence of `ab` is `ab 2`, and so on: then the clipped number of matches of two
+    texts is the size of an intersection, which Python finds without a loop of ours."""
+    text = "".join(text.split())
+    sets = []
+    for n in _ORDERS:
+        grams = [text[i:i + n] for i in range(len(text) - n + 1)]
+        distinct = set(grams)
+        if len(distinct) < len(grams):
+            for gram, times in Counter(grams).items():
+                if times > 1:
+                    distinct.update([f"{gram} {k}" for k in range(2, times + 1)])
+        sets.append(distinct)
+    return sets
 
 
-_LOW, _1 = _rated("low|lowly|lower|poor|poorly|bad|badly", "1|one")
-_AVERAGE, _3 = _rated("average|averagely|moderate|moderately|decent|mediocre|mid range|reasonable|ok", "3|three")
-_HIGH, _5 = _rated("high|highly|higher|good|great|excellent|perfect|well|top", "5|five")
-
-# (slot, value, pattern) against lower-cased text without hyphens. Where two match at one place, the upper one wins.
-LEXICON = (
-    ("name", "xname", r"xname\b"),
-    ("near", "xnear", r"xnear\b"),
-    ("familyFriendly", "no", rf"{_NO}{_NO_MORE}{{0,5}} {_KIN}"),
-    ("familyFriendly", "no", rf"{_KIN}(?: friendly)?(?: are| is)? (?:not?|aren't|isn't|unfriendly|prohibited)"
-                             rf"\b|adults?\b(?! and| or)"),
-    ("familyFriendly", "yes", rf"{_KIN}|all ages\b"),
-    ("eatType", "coffee shop", r"coffee|caf[eé]s?\b"),
-    ("eatType", "pub", r"pubs?\b|bar\b|tavern\b"),
-    ("eatType", "restaurant", r"restaurants?\b|bistro\b|diner\b|eatery\b"),
-    ("food", "Fast food", r"fast foods?\b"),
-    *(("food", food, food.lower() + r"\b") for food in ("Chinese", "French", "Indian", "Italian", "Japanese")),
-    ("food", "English", r"(?:english|british)\b"),
-    ("area", "riverside", r"river ?(?:side|bank|front|s)?\b|waterside\b|waterfront\b"),
-    ("area", "city centre", r"(?:(?:city|town) ?)?(?:cent(?:re|er|ral)\b|centrally\b)|downtown\b"
-                            r"|(?:middle|heart) of (?:the )?(?:city|town)\b"),
-    ("customer rating", "1 out of 5", _1),
-    ("customer rating", "3 out of 5", _3),
-    ("customer rating", "5 out of 5", _5),
-    ("customer rating", "low", _LOW),
-    ("customer rating", "average", _AVERAGE),
-    ("customer rating", "high", _HIGH),
-    ("priceRange", "£20-25", rf"£? ?20 ?{_MONEY}? ?(?:to|and)? ?£? ?25\b"),
-    ("priceRange", "less than £20", rf"[£$l] ?20\b|(?:20|twenty) ?{_MONEY}|(?:th[ae]n|under|below) 20\b"),
-    ("priceRange", "more than £30", rf"[£$l] ?30\b|(?:30|thirty) ?{_MONEY}|(?:th[ae]n|over|above) 30\b"),
-    ("priceRange", "moderate", rf"moderat(?:e|ely|ed)\b|mid(?:dle)? (?:level )?(?:pric|rang|cost)"
-                               rf"|(?:averaged?|averagely|medium|reasonable|reasonably|fair|fairly) {_COST}"
-                               rf"|{_COST}{_BE}{{0,4}} (?:average|medium|reasonable)\b"),
-    ("priceRange", "cheap", rf"cheap(?:er|ly|est)?\b|inexpensive|affordabl[ey]|low(?:er|est)? (?:range )?{_COST}"
-                            rf"|low range\b|(?:below|less than) average {_COST}"
-                            rf"|{_COST}{_BE}{{0,4}} (?:low|below average)\b"
-                            rf"|not expensive|budget\b"),
-    ("priceRange", "high", rf"expensive|costly|pricey\b|(?:high(?:er|ly)?|above average|premium|overly) {_COST}"
-                           rf"|{_COST}{_BE}{{0,4}} (?:high|higher|above average)\b|high(?:er)? (?:range|end)\b"),
-)
-# Idle words open no pattern; skipping them early doubles the speed.
-_IDLE = r"(?:the|is|and|in|it|that|serves?|with|has|located|food|offers|providing|provides|called|its|there|which)\b"
-_MENTION = re.compile(rf"(?<![\w{BARRED}])(?!{_IDLE})(?:%s)" % "|".join(
-    f"(?:{pattern})(?P<_{i}>)" for i, (_, _, pattern) in enumerate(LEXICON)))
-KNOWN = {row[:2] for row in LEXICON}
+_reference_sets = lru_cache(maxsize=1 << 8)(_character_ngrams)  # 100 KB for 130 characters
 
 
-@lru_cache(maxsize=1 << 12)
-def _parse_mr(source: str) -> dict[str, str] | None:
-    slots, end = {}, 0
-    while match := _MR.match(source, end):
-        slots[match[1]], end = match[2].strip(), match.end()
-    ordered = {slot: slots[slot] for slot in SLOTS if slot in slots}
-    return ordered if ordered and end == len(source) else None
+def _chrf_score(hypothesis: list[set[str]], reference: list[set[str]]) -> float:
+    precisions, recalls = [], []
+    for grams, allowed in zip(hypothesis, reference):
+        if grams and allowed:  # else the order is longer than one of the texts
+            matches = len(grams & allowed)
+            precisions.append(matches / len(grams))
+            recalls.append(matches / len(allowed))
+    if not any(precisions):
+        return 0.0
+    p, r = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
+    return (1 + _BETA ** 2) * p * r / (_BETA ** 2 * p + r)
 
 
-def has_slots(source: str) -> bool:
-    """Whether a source is an E2E meaning representation such as `name[xname], food[Fast food], near[xnear]`."""
-    return _parse_mr(source) is not None
+def chrf(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
+    """Character n-gram F-score, the best over a hypothesis' references: float64 (N,) in 0..1.
+
+    Equal to sacrebleu's `sentence_chrf` / 100 with its default settings: 1- to 6-grams without
+    white space, case kept, means of precision and recall over the orders that both texts reach.
+    Raises as `rouge`."""
+    _check_references(hypotheses, references)
+    scores = []
+    for hypothesis, refs in zip(hypotheses, references):
+        grams = _character_ngrams(hypothesis)
+        scores.append(max(_chrf_score(grams, _reference_sets(ref)) for ref in refs))
+    return np.array(scores, float)
 
 
-def parse_slots(source: str) -> dict[str, str]:
-    """slot -> value of a meaning representation, in one order of slots. Raises InputError for another text."""
-    if (slots := _parse_mr(source)) is None:
-        raise InputError(f"source {source[:80]!r}: expected slots such as name[xname], eatType[pub], food[Italian] "
-                         f"(the reward `slot` is for E2E data)")
-    return dict(slots)                                  # a copy: the caller may change it
+# -------------------------------------------------------------------------------------------------
+# Rewards by name
 
-
-@lru_cache(maxsize=1 << 14)
-def _mentions(text: str) -> dict[str, Counter]:
-    """slot -> how often each of its values is mentioned."""
-    found: dict[str, Counter] = defaultdict(Counter)
-    for match in _MENTION.finditer(" ".join(text.lower().replace("-", " ").replace("’", "'").split())):
-        slot, value, _ = LEXICON[int(match.lastgroup[1:])]
-        found[slot][value] += 1
-    return dict(found)
-
-
-def _slot_wrong(slot: str, value: str | None, text: str, found: Counter) -> bool:
-    """Is this slot missing, wrong, or added (also: beside the right value), or said too often?"""
-    said = found.keys() - {"restaurant"} if slot == "eatType" and value != "restaurant" else found.keys()
-    if value is None:                                                   # "restaurant": any place may be called that
-        return bool(said)
-    if (slot, value) not in KNOWN:                                      # names put back, a cuisine that E2E lacks
-        return value.lower() not in text.lower()
-    often = max(found[value], found[IN_WORDS.get(value, value)])
-    return not often or not said <= {value, IN_WORDS.get(value)} or (often > MOST_MENTIONS and slot != "name")
-
-
-def slot_errors_by_kind(text: str, source: str) -> dict[str, int]:
-    """How many of a source's slots are `missing` from a text, how many `wrong`, and how many `added`."""
-    slots, found = parse_slots(source), _mentions(text)
-    kinds = {"missing": 0, "wrong": 0, "added": 0}
-    for slot in slots.keys() | found.keys():
-        if _slot_wrong(slot, slots.get(slot), text, found.get(slot, _NOTHING)):
-            kinds["missing" if slot not in found else "wrong" if slot in slots else "added"] += 1
-    return kinds
-
-
-def slot_errors(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and slots of each text against its meaning representation, int (N,) each; the corpus slot error rate is
-    errors.sum() / slots.sum().
-
-    Each of the eight E2E slots is right or is one error: it is missing, has another value (alone or beside the right
-    one), or is mentioned though the source lacks it. A number may be put in words (£20-25 as moderate), not the
-    reverse; any place may be called a restaurant too; saying a fact twice is fine, a third time is an error, except
-    for the name. Raises InputError for a source that is no meaning representation.
-    """
-    errors = [sum(slot_errors_by_kind(*pair).values()) for pair in zip(hypotheses, sources)]
-    return np.array(errors, int), np.array([len(parse_slots(source)) for source in sources], int)
-
-
-def slot(hypotheses: list[str], references: list[list[str]], sources: list[str]) -> np.ndarray:
-    """Slot accuracy, float64 (N,) in 0..1: 1 - errors / slots, at least 0, counted by `slot_errors`."""
-    errors, slots = slot_errors(hypotheses, sources)
-    return np.maximum(0.0, 1 - errors / slots)
-
-
-# ---- A second opinion on slots, never a reward: key words and what stands near them, no pattern in common ------------
-
-_TOKEN = re.compile(r"n't|[a-z0-9é]+")
-_GRADES = {word: grade for grade, words in enumerate((
-    "cheap cheaply cheaper inexpensive affordable low lowly lower poor poorly bad one 1 20 twenty below",
-    "average averagely moderate moderately mid medium reasonable reasonably decent three 3 25",
-    "high highly higher expensive pricey costly excellent good great top five 5 30 thirty above"))
-    for word in words.split()}
-_PRICE_WORDS = frozenset(
-    "cheap cheaply cheaper inexpensive affordable expensive pricey costly 20 25 30 twenty thirty".split())
-_GRADE_OF = {"low": 0, "cheap": 0, "less than £20": 0, "1 out of 5": 0, "average": 1, "moderate": 1, "£20-25": 1,
-             "3 out of 5": 1, "high": 2, "more than £30": 2, "5 out of 5": 2}
-_NEGATIVE = frozenset("no not non none never n't isnt unfriendly without nor unsuitable prohibited cannot".split())
-_CUES = (("area", "riverside", ("river", "water")), ("area", "city centre", ("centr", "center", "downtown", "town")),
-         ("eatType", "coffee shop", ("coffee", "caf")), ("eatType", "pub", ("pub", "tavern")),
-         ("eatType", "restaurant", ("restaurant",)), ("name", "xname", ("xname",)), ("near", "xnear", ("xnear",)),
-         ("food", "English", ("english", "british")),
-         *(("food", food, (food.lower(),)) for food in ("Chinese", "French", "Indian", "Italian", "Japanese")))
-
-
-def _nearest(words: list[str], at: int, stems: tuple[str, ...]) -> int:
-    """Steps from the word `at` to the nearest word with one of the stems; words after it are half a step nearer."""
-    return min((2 * abs(i - at) - (i > at) for i, word in enumerate(words) if word.startswith(stems)), default=99)
-
-
-@lru_cache(maxsize=1 << 14)
-def _cues(text: str) -> dict[str, set]:
-    words = _TOKEN.findall(text.lower().replace("’", "'").replace("n't", " n't"))
-    found: dict[str, set] = defaultdict(set)
-    for slot, value, stems in _CUES:
-        if any(word.startswith(stems) for word in words):
-            found[slot].add(value)
-    for here, after in zip(words, words[1:]):
-        if here == "fast" and after.startswith("food"):
-            found["food"].add("Fast food")
-    kin = [i for i, word in enumerate(words) if word.startswith(("famil", "kid", "child"))]
-    if kin or {"adult", "adults"} & set(words):
-        near_kin = {word for i in kin for word in words[max(0, i - 4) : i + 4]}
-        found["familyFriendly"].add("no" if not kin or near_kin & _NEGATIVE else "yes")
-    for i, word in enumerate(words):
-        if word in _GRADES and not ("out" in words[max(0, i - 2) : i]               # in "3 out of 5" the 5 is the scale
-                                    or word == "20" and "25" in words[i : i + 5]):  # £20-25 is graded by its 25
-            price = 0 if word in _PRICE_WORDS else _nearest(words, i, ("pric", "cost", "range", "budget", "end"))
-            rating = _nearest(words, i, ("rat", "star", "review", "out", "customer", "rank", "scor"))
-            if min(price, rating) < 10:
-                found["priceRange" if price <= rating else "customer rating"].add(_GRADES[word])
-    return dict(found)
-
-
-def slot_errors2(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and slots, int (N,) each, as `slot_errors` counts them but found in another way, so that a policy that
-    fools the reward's patterns is seen: word stems, negations within four words of a child, and grades (low, middle,
-    high) given to the nearest word about money or ratings. Lenient where the first is strict: numbers and words of one
-    grade are equal, a price or rating may be graded twice if one grade is right, and repetition is ignored."""
-    errors = []
-    for text, source in zip(hypotheses, sources):
-        slots, found, wrong = parse_slots(source), _cues(text), 0
-        for slot in SLOTS:
-            value, said = slots.get(slot), found.get(slot, set()) - ({"restaurant"} - {slots.get(slot)})
-            if value in _GRADE_OF:
-                wrong += _GRADE_OF[value] not in said
-            elif value is None or (slot, value) in KNOWN:
-                wrong += said != ({value} if value else set())
-            else:
-                wrong += not set(_TOKEN.findall(value.lower())) <= set(_TOKEN.findall(text.lower()))
-        errors.append(wrong)
-    return np.array(errors, int), np.array([len(parse_slots(source)) for source in sources], int)
-
-
-# ---- Rewards by name -------------------------------------------------------------------------------------------------
-
-_BUILT_IN: dict[str, Reward] = {
+BUILT_IN: dict[str, Reward] = {
     "rouge": lambda hypotheses, references, sources: rouge(hypotheses, references).mean(1),
     "bleu": lambda hypotheses, references, sources: sentence_bleu(hypotheses, references),
+    "chrf": lambda hypotheses, references, sources: chrf(hypotheses, references),
     "slot": slot,
 }
 
 
 def load_reward(spec: str) -> Callable[[list[str], list[list[str]], list[str]], np.ndarray]:
-    """The reward that `spec` names: rouge (the mean of its three columns), bleu (of each text), slot, or
-    module:function with module importable from here; several joined by + are averaged.
+    """The reward that `spec` names: rouge (the mean of its three columns), bleu (of each text),
+    chrf, slot, or module:function; several joined by + are averaged.
 
-    The result maps (hypotheses, references, sources) to float64 (N,) and raises InputError when a reward returns
-    anything but N finite numbers in 0..1; a part that is `known` already (rouge=values) is not computed again, and every
-    part sees equal (hypothesis, references, source) once. Its `parts` are the names. Raises InputError when no such reward exists; errors inside a module or a function of the user
-    are left to show their own traceback.
-    """
-    parts = [(name.strip(), _find_reward(name.strip())) for name in spec.split("+")]
+    A module is looked for in the current directory first, whatever its name, then among those
+    installed. The result maps (hypotheses, references, sources) to float64 (N,); equal cases are
+    scored once. Raises InputError when there is no such reward, or when one returns anything but
+    N finite numbers in 0..1, and RewardError when the user's module or function raises."""
+    names = _names(spec)
+    parts = [_find_reward(name) for name in names]
 
-    def reward(hypotheses: list[str], references: list[list[str]], sources: list[str], **known) -> np.ndarray:
-        columns = [known[name] if name in known else _score(name, part, hypotheses, references, sources) for name, part in parts]
-        return np.mean(columns, axis=0)
+    def reward(hypotheses: list[str], references: list[list[str]],
+               sources: list[str]) -> np.ndarray:
+        # Samples of one source repeat each other, the more so the more a policy has learned.
+        cases = list(zip(hypotheses, map(tuple, references), sources, strict=True))
+        numbers, distinct = _numbered(cases)
+        columns = []
+        for name, part in zip(names, parts):
+            texts = [text for text, _, _ in distinct]  # new lists: a reward may change its own
+            refs = [list(refs) for _, refs, _ in distinct]
+            values = part(texts, refs, [source for _, _, source in distinct])
+            columns.append(_checked(name, values, len(distinct)))
+        return np.mean(columns, axis=0)[numbers]
 
-    reward.parts = tuple(name for name, _ in parts)
     return reward
+
+
+def is_built_in(spec: str) -> bool:
+    """Whether a reward runs no code but ours."""
+    return all(name in BUILT_IN for name in _names(spec))
+
+
+def blind_to(spec: str, references: list[list[str]]) -> str | None:
+    """One line on what a reward cannot see in these references, or None.
+
+    ROUGE reads a to z and 0 to 9 alone, and BLEU words between spaces: of Hindi, Arabic, Thai or
+    Chinese texts the one or the other sees little, and training would learn from nothing."""
+    texts = list(chain.from_iterable(references))[:1000]
+    letters = [c for text in texts for c in text.lower() if c.isalnum()]
+    words = [word for text in texts for word in _tokens_13a(text)]
+    if "rouge" in _names(spec) and letters:
+        unread = sum(not c.isascii() for c in letters) / len(letters)
+        if unread > 0.5:
+            return (f"the reward rouge reads a to z and 0 to 9 alone, and {unread:.0%} of the "
+                    f"letters in the references are others; chrf reads every script")
+    if "bleu" in _names(spec) and words:
+        length = sum(map(len, words)) / len(words)
+        if length > 15:
+            return (f"the reward bleu compares words between spaces, and in the references they "
+                    f"have {length:.0f} letters; chrf compares characters")
+    return None
+
+
+def _names(spec: str) -> list[str]:
+    return [name.strip() for name in spec.split("+")]
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
@@ -465,47 +398,83 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _find_reward(name: str) -> Reward:
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
-    module, colon, function = name.partition(":")
-    if not (colon and module and function):
-        expected = f"expected {', '.join(_BUILT_IN)} or module:function"
-        raise InputError(f"reward {name!r}: {expected}" + _suggest(name, _BUILT_IN))
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    """Raises InputError when it does not exist, RewardError when its module raises."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise InputError(f"reward {name!r}: expected {', '.join(BUILT_IN)} or module:function"
+                         + _suggest(name, BUILT_IN))
+    module = _guarded(name, lambda: _find_module(module_name))
+    if module is None:
+        here = [path.stem for path in Path.cwd().glob("*.py")]
+        raise InputError(f"reward {name!r}: no module {module_name!r} here or installed"
+                         + _suggest(module_name, here))
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        callables = [key for key, value in vars(module).items() if callable(value)]
+        raise InputError(f"reward {name!r}: module {module_name!r} has no function "
+                         f"{function_name!r}" + _suggest(function_name, callables))
+
+    def reward(hypotheses, references, sources):
+        values = _guarded(name, lambda: function(hypotheses, references, sources))
+        # A generator runs the user's code only when it is read.
+        return _guarded(name, lambda: list(values)) if isinstance(values, Iterator) else values
+
+    return reward
+
+
+def _guarded(name: str, run: Callable):
+    """What `run()` returns. What it raises becomes the cause of a RewardError, whatever its type:
+    a ConnectionError or SystemExit of the user's code must not be taken for ours."""
     try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise                                                       # the module exists; what it imports does not
-        hint = _suggest(module, [path.stem for path in Path.cwd().glob("*.py")])
-        raise InputError(f"reward {name!r}: no module {error.name!r} here or installed" + hint) from None
-    if not callable(getattr(found, function, None)):
-        callables = [key for key, value in vars(found).items() if callable(value)]
-        hint = _suggest(function, callables)
-        raise InputError(f"reward {name!r}: module {module!r} has no function {function!r}" + hint)
-    return getattr(found, function)
+        return run()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise RewardError(f"reward {name!r} raised {type(error).__name__}") from error
 
 
-def _score(name: str, part: Reward, hypotheses: list[str], references: list[list[str]], sources: list[str]) -> np.ndarray:
-    """Samples of one source repeat each other, the more so the more a policy has learned: equal ones are scored once."""
-    if name == "rouge":                                                 # which sees to it itself
-        return _checked(name, part(hypotheses, references, sources), len(hypotheses))
-    number = defaultdict(count().__next__)
-    index = [number[case] for case in zip(hypotheses, map(tuple, references), sources, strict=True)]
-    texts, known, where = zip(*number) if number else ((), (), ())
-    return _checked(name, part(list(texts), list(map(list, known)), list(where)), len(number))[index]
+def _find_module(name: str) -> types.ModuleType | None:
+    """The module of the user, from the current directory or else installed; None if in neither.
+
+    The user may have a data.py or model.py, as we do. So files of the current directory are
+    imported as members of a package that no one else can name. They find their neighbours by the
+    usual import, which finds our modules first."""
+    folder, house = os.getcwd(), str(Path(__file__).resolve().parents[1])
+    package = types.ModuleType(f"reward_modules_of_{os.fsencode(folder).hex()}")
+    package.__path__ = [folder]
+    sys.modules.setdefault(package.__name__, package)
+    if house not in sys.path:
+        sys.path.insert(0, house)
+    if folder not in sys.path:
+        sys.path.insert(sys.path.index(house) + 1, folder)
+    importlib.invalidate_caches()
+    for full_name in (f"{package.__name__}.{name}", name):
+        try:
+            module = importlib.import_module(full_name)
+        except ModuleNotFoundError as error:
+            if f"{full_name}.".startswith(f"{error.name}."):
+                continue
+            raise  # the module exists; what it imports does not
+        if getattr(module, "__file__", None) or full_name == name:  # else a folder of that name
+            return module
+    return None
 
 
 def _checked(name: str, values: Iterable[float], n: int) -> np.ndarray:
+    """The values of a reward as float64 (n,). Raises InputError when they are anything else."""
     expected = f"expected {n} finite numbers in 0..1, one for each hypothesis"
     try:
-        values = np.asarray(values if hasattr(values, "__array__") else list(values), np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"reward {name!r} returned {type(values).__name__}: {expected}") from None
-    if values.shape != (n,):
-        raise InputError(f"reward {name!r} returned shape {values.shape}: {expected}")
-    bad = ~((values >= -1e-6) & (values <= 1 + 1e-6))                   # NaN compares false
+        array = np.asarray(values if hasattr(values, "__array__") else list(values), np.float64)
+    except Exception as error:  # None, a tensor that needs gradients or lies on a GPU, words
+        reason = " ".join(str(error).split())
+        raise InputError(f"reward {name!r} returned {type(values).__name__}: {expected} "
+                         f"({reason:.80})") from None
+    if array.shape != (n,):
+        raise InputError(f"reward {name!r} returned shape {array.shape}: {expected}")
+    bad = ~((array >= -1e-6) & (array <= 1 + 1e-6))  # NaN compares false
     if bad.any():
-        raise InputError(f"reward {name!r} returned {values[bad][0]} for hypothesis {bad.argmax()}: {expected}")
-    return values.clip(0.0, 1.0)                                        # rounding may step over the ends
+        raise InputError(f"reward {name!r} returned {array[bad][0]} for hypothesis "
+                         f"{bad.argmax()}: {expected}")
+    return array.clip(0.0, 1.0)  # rounding may step over the ends

@@ -1,8 +1,9 @@
-"""A byte-level BPE of about 1,000 tokens, trained here and run by tiktoken; four special ids follow its vocabulary.
+"""A byte-level BPE of about 1,000 tokens, trained here and run by tiktoken.
 
-The ranks are kept in tiktoken's own text format (base64 token, space, rank, a line each). Texts are encoded with a
-space in front, so that a word is one token wherever it stands; decoding takes it off again. Left out: normalisation
-(bytes in, bytes out) and merges across words.
+Four special ids follow its vocabulary: pad, sep, eos and mask. The ranks are kept in tiktoken's
+own text format (base64 token, space, rank, a line each). Texts are encoded with a space in front,
+so that a word is one token wherever it stands; decoding takes it off again. Left out:
+normalisation (bytes in, the same bytes out) and merges across pieces.
 """
 import base64
 import re
@@ -10,14 +11,31 @@ from collections import Counter, defaultdict
 
 import tiktoken
 
-# Letters, up to three digits, or other signs, each with the space before it; then white space. Every character is in
-# one of the classes, or tiktoken would drop it silently. Python's and tiktoken's regular expressions agree on it.
-PATTERN = r" ?[^\W\d_]+| ?\d{1,3}| ?[^\w\s]+| ?_+|\s+(?!\S)|\s"
+# A text is cut into pieces first, and no token reaches across two of them. Python's `re` cuts
+# while the BPE is trained and tiktoken's engine while it runs, so both must cut alike. They differ
+# in what \w, \d and \s mean (combining marks, superscripts), hence these plain ranges: each
+# character is white space, a digit, an underscore, a sign, or else a letter, in any language.
+SPACE = "\\t-\\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+ASCII_SIGNS = r"\x00-\x08\x0e-\x1f!-/:-@\[-\^`{-\x7f"
+SIGNS = ASCII_SIGNS + (
+    "\x80-\x84\x86-\x9f\xa1-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf×÷"  # Latin-1, without ª, µ and º
+    "،؛؟۔।॥"  # Arabic and Indic punctuation
+    "\u200b\u200e-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2bff"  # dashes, quotes, ¤, arrows, …
+    "\u3001-\u3004\u3008-\u3020\u3030\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+    "\U0001f000-\U0001faff")  # emoji
+LONGEST = 64  # characters a piece: long words and runs of spaces cost time that grows with length
+PATTERN = "|".join((
+    rf" ?[^{SPACE}0-9_{SIGNS}]{{1,{LONGEST}}}",
+    " ?[0-9]{1,3}",
+    f" ?[{SIGNS}]{{1,{LONGEST}}}",
+    f" ?_{{1,{LONGEST}}}",
+    f"[{SPACE}]{{1,{LONGEST}}}(?![^{SPACE}])",  # all but the last space before a word
+    f"[{SPACE}]"))
 NUM_SPECIAL = 4
 
 
 def merge(parts: tuple[int, ...], pair: tuple[int, int], new: int) -> tuple[int, ...]:
-    """Replace each occurrence of `pair` by `new`, from the left: merge((1, 2, 1, 2), (1, 2), 9) = (9, 9)."""
+    """Replace each occurrence of `pair` by `new`, from the left: (1, 2, 1, 2) -> (9, 9)."""
     out, i = [], 0
     while i < len(parts):
         if parts[i:i + 2] == pair:
@@ -29,72 +47,101 @@ def merge(parts: tuple[int, ...], pair: tuple[int, int], new: int) -> tuple[int,
     return tuple(out)
 
 
-def train_bpe(texts, num_tokens: int, max_bytes: int = 10_000_000) -> list[bytes]:
-    """The first `num_tokens` tokens of a byte-level BPE, most frequent pair first, ties to the lowest ids.
+def count_pieces(texts: list[str], max_chars: int, max_bytes: int) -> dict[bytes, int]:
+    """The pieces of the texts and how often each occurs.
 
-    At most `max_bytes` of the texts are read; with more text an even sample of them is taken. Fewer tokens come back
-    when no pair occurs twice any more. Source: Sennrich et al. 2016, over words counted once."""
-    stride = 1 + sum(len(text) for text in texts) // max_bytes
-    counts = Counter(word for text in texts[::stride] for word in re.findall(PATTERN, " " + text))
-    words = [tuple(word.encode()) for word in counts]
-    weight = list(counts.values())
-    tokens = [bytes([b]) for b in range(256)]
-    pairs, where = Counter(), defaultdict(set)  # how often a pair occurs; in which words
-    for w, parts in enumerate(words):
-        for pair in zip(parts, parts[1:]):
-            pairs[pair] += weight[w]
-            where[pair].add(w)
-    while len(tokens) < num_tokens and pairs:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        if pairs[best] < 2:
+    Of more than about `max_chars` characters an even sample is read. The most frequent pieces are
+    kept, `max_bytes` in all, far more than a language with spaces has: where clauses are written
+    without a space, nearly every piece is new."""
+    stride = 1 + sum(len(text) for text in texts) // max_chars
+    counts = Counter()
+    for text in texts[::stride]:
+        counts.update(re.findall(PATTERN, " " + text))
+    kept, size = {}, 0
+    for piece, times in counts.most_common():
+        size += len(piece.encode())
+        if size > max_bytes:
             break
-        for w in where.pop(best):  # recount only the words that change
-            for pair in zip(words[w], words[w][1:]):
-                pairs[pair] -= weight[w]
-            words[w] = merge(words[w], best, len(tokens))
-            for pair in zip(words[w], words[w][1:]):
-                pairs[pair] += weight[w]
-                where[pair].add(w)
+        kept[piece.encode()] = times
+    return kept
+
+
+def train_bpe(texts: list[str], num_tokens: int, max_chars: int = 10_000_000,
+              max_bytes: int = 1_000_000) -> list[bytes]:
+    """The first `num_tokens` tokens of a byte-level BPE (Sennrich et al. 2016).
+
+    The 256 bytes come first; then the most frequent pair of neighbours becomes a token, again and
+    again, ties to the lowest ids. Fewer tokens come back when no pair occurs twice any more."""
+    counts = count_pieces(texts, max_chars, max_bytes)
+    pieces = [tuple(piece) for piece in counts]
+    weight = list(counts.values())
+    tokens = [bytes([byte]) for byte in range(256)]
+    pairs = Counter()  # how often a pair occurs
+    where = defaultdict(set)  # in which pieces
+    for p, parts in enumerate(pieces):
+        for pair in zip(parts, parts[1:]):
+            pairs[pair] += weight[p]
+            where[pair].add(p)
+    while len(tokens) < num_tokens and pairs:
+        most = max(pairs.values())
+        if most < 2:
+            break
+        best = min(pair for pair, times in pairs.items() if times == most)
+        for p in where.pop(best):  # recount only the pieces that change
+            for pair in zip(pieces[p], pieces[p][1:]):
+                pairs[pair] -= weight[p]
+            pieces[p] = merge(pieces[p], best, len(tokens))
+            for pair in zip(pieces[p], pieces[p][1:]):
+                pairs[pair] += weight[p]
+                where[pair].add(p)
         pairs.pop(best)
         tokens.append(tokens[best[0]] + tokens[best[1]])
     return tokens
 
 
 class Tokenizer:
-    """Text <-> ids. `vocab_size` counts the four special ids pad, sep, eos and mask, which are its last four."""
+    """Text <-> ids. `vocab_size` counts the special ids pad, sep, eos and mask, its last four."""
 
     def __init__(self, encoding: tiktoken.Encoding, ranks: str):
-        self.encoding, self.ranks = encoding, ranks  # ranks: the text format, or the name of a tiktoken encoding
-        self.pad, self.sep, self.eos, self.mask = range(encoding.n_vocab, encoding.n_vocab + NUM_SPECIAL)
+        self.encoding = encoding
+        self.ranks = ranks  # the text of a ranks file, or the name of a tiktoken encoding
         self.vocab_size = encoding.n_vocab + NUM_SPECIAL
-        self.bytes = [b""] * self.vocab_size  # special ids (and gaps in tiktoken's vocabularies) decode to nothing
+        self.pad, self.sep, self.eos, self.mask = range(encoding.n_vocab, self.vocab_size)
+        self.bytes = [b""] * self.vocab_size  # special ids decode to nothing
         for token in encoding.token_byte_values():
             self.bytes[encoding.encode_single_token(token)] = token
 
     @classmethod
-    def train(cls, texts, vocab_size: int) -> "Tokenizer":
+    def train(cls, texts: list[str], vocab_size: int) -> "Tokenizer":
+        """A tokenizer of at most `vocab_size` ids, and of at least the 256 bytes."""
         tokens = train_bpe(texts, vocab_size - NUM_SPECIAL)
-        return cls.load("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+        lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens))
+        return cls.load("".join(lines))
 
     @classmethod
     def load(cls, ranks: str) -> "Tokenizer":
-        """From the text of a ranks file, or from the name of one of tiktoken's encodings (which it may download).
+        """From the text of a ranks file, or the name of one of tiktoken's encodings.
 
-        Raises ValueError with the reason when it is neither."""
+        Raises ValueError with the reason when it is neither. An encoding may be downloaded."""
+        if not isinstance(ranks, str):
+            raise ValueError(f"expected a tokenizer's ranks as text, found {type(ranks).__name__}")
         if "\n" not in ranks:
             return cls(tiktoken.get_encoding(ranks), ranks)
-        pairs = (line.split() for line in ranks.splitlines())
+        pairs = [line.split() for line in ranks.splitlines()]
         mergeable = {base64.b64decode(token): int(rank) for token, rank in pairs}
-        return cls(tiktoken.Encoding("sorl", pat_str=PATTERN, mergeable_ranks=mergeable, special_tokens={}), ranks)
+        single_bytes = {bytes([byte]) for byte in range(256)}
+        if sorted(mergeable.values()) != [*range(len(pairs))] or single_bytes - mergeable.keys():
+            raise ValueError("expected ranks 0, 1, 2, ... and every single byte among the tokens")
+        encoding = tiktoken.Encoding(
+            "sorl", pat_str=PATTERN, mergeable_ranks=mergeable, special_tokens={})
+        return cls(encoding, ranks)
 
     def encode(self, text: str) -> list[int]:
         return self.encoding.encode_ordinary(" " + text)
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: list[int]) -> str:
         """Ids up to the first EOS -> text; special ids are left out, broken UTF-8 is replaced."""
-        raw = b"".join([self.bytes[i] for i in (ids[:ids.index(self.eos)] if self.eos in ids else ids)])
+        if self.eos in ids:
+            ids = ids[:ids.index(self.eos)]
+        raw = b"".join([self.bytes[i] for i in ids])
         return raw.decode("utf-8", errors="replace").removeprefix(" ")
-
-    def starts_word(self) -> list[bool]:
-        """For every id: does it begin a new word, that is, with white space?"""
-        return [token[:1].isspace() for token in self.bytes]

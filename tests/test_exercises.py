@@ -1,14 +1,15 @@
-"""The exercises of the README: a check each, run on the module that SORL names, and proof that the checks can fail.
+"""The exercises: a check each, run on the module that SORL names, and proof that it can fail.
 
     cp sorl.py my_sorl.py          blank a function in it, write it again, then
     SORL=my_sorl python -m pytest -k exercise_03
 
-A check takes the module and raises where the function is wrong. Every check passes on sorl.py, fails on the blanked
-function, and fails on the plausible mistakes listed beside it.
+A check takes the module, and says at the first property that does not hold what was tried, what
+came out and what was expected. Every check passes on sorl.py, fails on the blanked function, and
+fails on the plausible mistakes listed beside it.
 """
 import math
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 import pytest
@@ -16,218 +17,664 @@ import torch
 import torch.nn.functional as F
 
 import sorl as real
-from conftest import sorl
-from model import log_probs
+from conftest import V, prompts, sorl, tiny_model, uniform
+from model import draw, generate, log_probs
 
-MASK_ID, EOS_ID, PAD_ID, V = 13, 12, 10, 14  # of the tiny vocabulary: 10 words, PAD 10, SEP 11, EOS 12, MASK 13
-TEXT = torch.tensor([[3, 1, 4, 1, 5, EOS_ID, PAD_ID], [2, 7, EOS_ID, PAD_ID, PAD_ID, PAD_ID, PAD_ID]])
+PAD, EOS, MASK = 10, 12, 13  # of the tiny vocabulary: ten words, PAD, SEP, EOS, MASK
+TEXT = torch.tensor([[3, 1, 4, 1, 5, EOS, PAD], [2, 7, EOS, PAD, PAD, PAD, PAD]])
 LENGTHS = torch.tensor([6, 3])
-COINS = torch.tensor([[False, True, False, True, True, False, False], [True, False, False, False, False, False, False]])
+COINS = torch.tensor([[0, 1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0]]).bool()
 
 
 def logits_of(*shape, seed=0):
     return 2 * torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed))
 
 
+def same(tried: str, got, expected, within: float = 0.0) -> None:
+    """One property: `got` is `expected`, a number for all of it or a tensor, to within `within`."""
+    got, expected = torch.as_tensor(got), torch.as_tensor(expected)
+    if expected.dim() == 0:
+        expected = expected.expand_as(got)
+    shapes = tuple(got.shape), tuple(expected.shape)
+    assert shapes[0] == shapes[1], f"{tried}: got the shape {shapes[0]}, expected {shapes[1]}"
+    close = torch.isclose(got.double(), expected.double(), rtol=0, atol=within)
+    for place in (~close).nonzero().tolist()[:1]:
+        where, place = f" at {place}" if place else "", tuple(place)
+        numbers = f"got {got[place].item():.4g}, expected {expected[place].item():.4g}"
+        raise AssertionError(f"{tried}{where}: {numbers}")
+
+
+def holds(tried: str, got, expected: str, true: bool) -> None:
+    """One property that is no equation."""
+    assert true, f"{tried}: got {got}, expected {expected}"
+
+
+# --- the checks -----------------------------------------------------------------------------------
+
 def check_01(sorl):
     """sample_mask: coins at rate p_m on the words; never the end token, never padding."""
-    u = torch.rand(4000, 7, generator=torch.Generator().manual_seed(0))
-    lengths = torch.tensor([6, 3]).repeat(2000)
+    u, lengths = uniform(4000, 7), LENGTHS.repeat(2000)
     words = torch.arange(7) < lengths[:, None] - 1
     mask = sorl.sample_mask(u, lengths, 0.3)
-    assert mask.dtype == torch.bool and not mask[~words].any()
-    assert abs(mask[words].float().mean() - 0.3) < 0.02
-    assert torch.equal(sorl.sample_mask(u, lengths, 1.0), words) and not sorl.sample_mask(u, lengths, 0.0).any()
-    assert (sorl.sample_mask(u, lengths, 0.6) | ~mask).all()  # the same uniforms: a larger p_m masks more, never others
+    holds("p_m=.3", mask.dtype, "bool", mask.dtype == torch.bool)
+    same("p_m=.3, the end and padding", mask[~words], False)
+    same("p_m=.3, share of the words", mask[words].float().mean(), 0.3, 0.02)
+    same("p_m=.3, share of pairs of words that are both masked",
+         (mask[:, 0] & mask[:, 1]).float().mean(), 0.09, 0.02)
+    same("p_m=1", sorl.sample_mask(u, lengths, 1.0), words)
+    same("p_m=0", sorl.sample_mask(u, lengths, 0.0), False)
+    same("the same uniforms at p_m=.6: no position of p_m=.3 is left out",
+         sorl.sample_mask(u, lengths, 0.6) | ~mask, True)
+    for p_m in (-0.1, 1.5):
+        try:
+            outcome = sorl.sample_mask(u, lengths, p_m).float().mean()
+        except ValueError:
+            outcome = "ValueError"
+        holds(f"p_m={p_m}", outcome, "ValueError", outcome == "ValueError")
 
 
 def check_02(sorl):
-    """observe: [MASK] where the model acts; the static text as it is in `static`; the input unchanged."""
+    """observe: [MASK] where the model acts; the static text as it is in `static`."""
     before = TEXT.clone()
-    assert sorl.observe(TEXT, COINS, "masked", MASK_ID).tolist() == [
-        [3, 13, 4, 13, 13, 12, 10], [13, 7, 12, 10, 10, 10, 10]]
-    assert torch.equal(sorl.observe(TEXT, COINS, "static", MASK_ID), before) and torch.equal(TEXT, before)
+    hidden = torch.tensor([[3, MASK, 4, MASK, MASK, EOS, PAD], [MASK, 7, EOS, PAD, PAD, PAD, PAD]])
+    same("masked", sorl.observe(TEXT, COINS, "masked", MASK), hidden)
+    same("masked, the text that was given", TEXT, before)
+    same("static", sorl.observe(TEXT, COINS, "static", MASK), before)
 
 
 def check_03(sorl):
-    """rollout_one_pass: K texts from one set of logits, drawn with the probabilities that are reported."""
-    logits, K = logits_of(2, 7), 4000
-    u = torch.rand(2, K, 7, generator=torch.Generator().manual_seed(1))
-    r = sorl.rollout_one_pass(logits, TEXT, COINS, u)
-    assert r.tokens.shape == r.logp.shape == r.acted.shape == (2, K, 7) and r.fp == 2
-    assert torch.equal(r.acted, COINS[:, None].expand(2, K, 7))
-    assert (r.tokens == TEXT[:, None])[~r.acted].all() and (r.logp[~r.acted] == 0).all()
-    assert (r.tokens[r.acted] < V - 4).all()  # no special token is an action
-    p = F.softmax(logits[0, 1, :V - 4], 0)
-    share = torch.bincount(r.tokens[0, :, 1], minlength=V)[:V - 4] / K
-    assert (share - p).abs().max() < 0.04
-    assert torch.allclose(r.logp[0, :, 1], p.log()[r.tokens[0, :, 1]], atol=1e-5)
+    """rollout_one_pass: K texts from one set of logits, drawn with the probabilities reported."""
+    K, static, acted = 4000, TEXT.clone(), COINS[:, None].expand(2, 4000, 7)
+    logits, u = logits_of(2, 7).requires_grad_(), uniform(2, K, 7, seed=1)
+    for how in ((1.0, 0), (0.5, 0), (1.0, 3), (2.0, 4)):
+        tried = "temperature={}, top_k={}".format(*how)
+        r = sorl.rollout_one_pass(logits, static, COINS, u, *how)
+        same(f"{tried}, the static text that was given", static, TEXT)
+        same(f"{tried}, acted", r.acted, acted)
+        same(f"{tried}, static positions", r.tokens[~acted], TEXT[:, None].expand(2, K, 7)[~acted])
+        same(f"{tried}, special tokens drawn", (r.tokens[acted] >= PAD).sum(), 0)
+        logp = log_probs(logits, *how, end=False).detach()
+        share = r.tokens[0, :, 1].bincount(minlength=V) / K
+        same(f"{tried}, shares of the tokens drawn", share, logp[0, 1].exp(), 0.04)
+        both = ((r.tokens[0, :, 1] == 0) & (r.tokens[0, :, 3] == 0)).float().mean()
+        same(f"{tried}, share of 0 at two positions at once",
+             both, logp[0, 1, 0].exp() * logp[0, 3, 0].exp(), 0.04)
+        tokens = draw(logp, u.transpose(1, 2).contiguous()).transpose(1, 2)
+        same(f"{tried}, draw(log_probs, u)", r.tokens[acted], tokens[acted])
+        drawn = logp[:, None].expand(-1, K, -1, -1).gather(-1, r.tokens[..., None])[..., 0]
+        same(f"{tried}, logp of the drawn tokens", r.logp[acted], drawn[acted], 1e-5)
+        same(f"{tried}, logp where not acted", r.logp[~acted], 0.0)
+    same("fp, forward propagations of 2 static texts", r.fp, 2)
+    r = sorl.rollout_one_pass(logits, static, COINS, u[:, :1])
+    holds("logp", "no gradient", "one to the logits", r.logp.requires_grad)
+    r.logp.sum().backward()
+    onehot = F.one_hot(r.tokens[0, 0, 1], V) - F.pad(logits[0, 1, :PAD].softmax(0), (0, 4))
+    same("gradient of logp", logits.grad[0, 1], onehot.detach(), 1e-5)
+    same("gradient of logp where not acted", logits.grad[0, 0], 0.0)
 
 
 def check_04(sorl):
-    """rollout_given: log-probabilities of texts that exist, at the temperature they were drawn at; 0 where not acted."""
-    logits, tokens = logits_of(4, 7), TEXT[:, None].expand(2, 2, 7)
+    """rollout_given: log-probabilities of texts that exist; 0 where nobody acted."""
+    logits, tokens = logits_of(4, 7).requires_grad_(), TEXT[:, None].expand(2, 2, 7)
     acted = COINS[:, None].expand(2, 2, 7)
-    r = sorl.rollout_given(logits, tokens, acted, temperature=0.5)
-    expected = log_probs(logits / 0.5).view(2, 2, 7, V).gather(-1, tokens[..., None])[..., 0]
-    assert torch.allclose(r.logp[acted], expected[acted], atol=1e-5) and (r.logp[~acted] == 0).all()
+    for how in ((1.0, 0, True), (0.5, 0, True), (1.0, 8, True), (1.0, 0, False)):
+        tried = "temperature={}, top_k={}, end={}".format(*how)
+        r = sorl.rollout_given(logits, tokens, acted, *how)
+        expected = log_probs(logits, *how).view(2, 2, 7, V).gather(-1, tokens[..., None])[..., 0]
+        same(f"{tried}, tokens", r.tokens, tokens)
+        same(f"{tried}, acted", r.acted, acted)
+        same(f"{tried}, logp", r.logp[acted], expected[acted], 1e-5)
+        same(f"{tried}, logp where not acted", r.logp[~acted], 0.0)
+    holds("logp", "no gradient", "one to the logits", r.logp.requires_grad)
 
 
 def check_05(sorl):
-    """advantage: R - mean of all, or of the others; exactly 0 where all are equal."""
-    R = torch.tensor([[0.2, 0.4, 0.9], [0.5, 0.5, 0.5]])
-    assert torch.allclose(sorl.advantage(R, "mean")[0], torch.tensor([-0.3, -0.1, 0.4]), atol=1e-6)
-    assert torch.allclose(sorl.advantage(R, "loo")[0], torch.tensor([-0.45, -0.15, 0.6]), atol=1e-6)
-    assert all((sorl.advantage(R, b, scale=s)[1] == 0).all() for b in ("mean", "loo") for s in (False, True))
-    assert torch.allclose(sorl.advantage(R, "mean", scale=True)[0].square().mean(), torch.tensor(1.0))
+    """advantage: R less the mean of all, or of the others; exactly 0 where all are equal."""
+    R = torch.tensor([[0.2, 0.4, 0.9], [0.6, 0.1, 0.2]])  # deviations .2944 and .2160
+    table = {("mean", False): [[-.3, -.1, .4], [.3, -.2, -.1]],
+             ("loo", False): [[-.45, -.15, .6], [.45, -.3, -.15]],
+             ("mean", True): [[-1.0190, -.3397, 1.3587], [1.3887, -.9258, -.4629]],
+             ("loo", True): [[-1.5286, -.5095, 2.0381], [2.0831, -1.3887, -.6944]]}
+    for (baseline, scale), expected in table.items():
+        tried, before = f"baseline={baseline}, scale={scale}", R.clone()
+        A = sorl.advantage(R, baseline, scale)
+        same(f"{tried}, rewards .2 .4 .9 and .6 .1 .2", A, torch.tensor(expected), 1e-3)
+        same(f"{tried}, the rewards that were given", R, before)
+        for reward, K in ((0.5, 2), (0.1, 3), (0.3, 7), (0.9, 64)):
+            A = sorl.advantage(torch.full((2, K), reward), baseline, scale)
+            same(f"{tried}, equal rewards ({K} times {reward})", A, 0.0)
+        A = sorl.advantage(torch.tensor([[0.5, 0.5, 0.5 + 1e-6]]), baseline, scale)
+        holds(f"{tried}, rewards .5 .5 .500001", f"{A.abs().max():.2g}", "less than 1e-5",
+              bool(A.abs().max() < 1e-5))
+        A = sorl.advantage(torch.tensor([[0.50, 0.52]]), baseline, scale)
+        factor = (100 if scale else 1) * (2 if baseline == "loo" else 1)
+        same(f"{tried}, rewards .50 .52", A, torch.tensor([[-.01, .01]]) * factor, 1e-3 * factor)
+    for scale in (False, True):
+        A = sorl.advantage(torch.tensor([[0.75], [0.0]]), "loo", scale)
+        same(f"baseline=loo, scale={scale}, one sample", A, torch.tensor([[0.75], [0.0]]))
+        A = sorl.advantage(torch.tensor([[0.75], [0.0]]), "mean", scale)
+        same(f"baseline=mean, scale={scale}, one sample", A, 0.0)
 
 
 def check_06(sorl):
-    """policy_loss: minus the mean over texts of A_k times the text's summed log-probability. By hand: the log-probabilities
-    sum to -3 and -1, A is +1 and -1: -(1·(-3) + (-1)·(-1)) / 2 = 1; over acted positions, -(-1.5 + 1) / 2 = 0.25."""
+    """policy_loss: minus the mean over texts of A_k times the text's summed log-probability. By
+    hand: the sums are -3 and -1, A is 1 and -1: -(1·(-3) + (-1)·(-1)) / 2 = 1; over acted
+    positions, -(-1.5 + 1) / 2 = .25."""
     logp = torch.tensor([[[-1.0, -2.0, 0.0], [-1.0, 0.0, 0.0]]], requires_grad=True)
     acted = torch.tensor([[[True, True, False], [True, False, False]]])
     A = torch.tensor([[1.0, -1.0]], requires_grad=True)
     rollout = real.Rollout(torch.zeros(1, 2, 3, dtype=torch.long), logp, acted)
-    assert abs(sorl.policy_loss(rollout, A).item() - 1.0) < 1e-6
-    assert abs(sorl.policy_loss(rollout, A, "masked").item() - 0.25) < 1e-6
-    sorl.policy_loss(rollout, A).backward()
-    assert A.grad is None and torch.allclose(logp.grad[0, :, 0], torch.tensor([-0.5, 0.5]))
+    same("A = 1, -1; sums -3, -1", sorl.policy_loss(rollout, A), 1.0, 1e-6)
+    same("A = 1, -1; sums -3, -1; length_norm", sorl.policy_loss(rollout, A, True), 0.25, 1e-6)
+    nobody = replace(rollout, logp=0 * logp, acted=acted & False)
+    same("nobody acted", sorl.policy_loss(nobody, A), 0.0)
+    same("nobody acted; length_norm", sorl.policy_loss(nobody, A, True), 0.0)
+    loss = sorl.policy_loss(rollout, A)
+    holds("loss", "no gradient", "one to logp", loss.requires_grad)
+    loss.backward()
+    holds("gradient of A", A.grad, "none", A.grad is None)
+    same("gradient of logp", logp.grad[0, :, 0], torch.tensor([-0.5, 0.5]), 1e-6)
 
 
 def check_07(sorl):
     """mle_loss: cross-entropy summed over the words and the end token, not over padding."""
     logits = logits_of(2, 7)
-    expected = sum(-F.log_softmax(logits[r, t], 0)[TEXT[r, t]].item() for r in range(2) for t in range(LENGTHS[r]))
-    assert abs(sorl.mle_loss(logits, TEXT, LENGTHS).item() - expected) < 1e-4
+    expected = -sum(F.log_softmax(logits[r, t], 0)[TEXT[r, t]]
+                    for r in range(2) for t in range(LENGTHS[r]))
+    same("sum over 6 and 3 tokens", sorl.mle_loss(logits, TEXT, LENGTHS), expected, 1e-4)
+    half = sorl.mle_loss(logits.bfloat16(), TEXT, LENGTHS)
+    same("logits in bfloat16", half, expected, 0.2)
+    holds("logits in bfloat16", half.dtype, "float32", half.dtype == torch.float32)
 
 
 def check_08(sorl):
-    """entropy: log 10 for a uniform policy over 10 words, 0 for a certain one; the mean over the given positions, nats."""
-    flat, sure = torch.full((V,), -1e9), torch.full((V,), -1e9)
+    """entropy: ln 10 for ten words equally likely, 0 for a certain one; a mean of nats."""
+    flat, sure = torch.full((V,), -torch.inf), torch.full((V,), -torch.inf)
     flat[:10], sure[3] = 0.0, 0.0
-    logits = torch.stack([flat, sure, flat])[None]
-    for inside, expected in (([True, True, False], math.log(10) / 2), ([False, True, False], 0.0), ([True, False, True], math.log(10))):
-        assert abs(sorl.entropy(logits, torch.tensor([inside])).item() - expected) < 1e-4
+    special = flat.clone()
+    special[[PAD, MASK]] = 5.0  # never actions
+    logits = torch.stack([flat, sure, special])[None]
+    for inside, expected in (([1, 0, 0], math.log(10)), ([0, 1, 0], 0.0),
+                             ([1, 1, 0], math.log(10) / 2), ([0, 0, 1], math.log(10))):
+        got = sorl.entropy(logits, torch.tensor([inside]).bool())
+        same(f"positions {inside} of (ten words, one word, ten words)", got, expected, 1e-4)
 
 
 def check_09(sorl):
     """kl_divergence: KL(π ‖ base), in that order, exact over the vocabulary."""
-    a, b = logits_of(1, 3, seed=1), logits_of(1, 3, seed=2)
+    a, b = logits_of(1, 3, seed=1).requires_grad_(), logits_of(1, 3, seed=2)
     inside = torch.tensor([[True, True, False]])
-    p, q = (log_probs(x[inside]).exp() for x in (a, b))
-    expected = (p * (p.clamp(min=1e-30).log() - q.clamp(min=1e-30).log())).sum(-1).mean()
-    assert abs(sorl.kl_divergence(a, b, inside) - expected) < 1e-4
-    assert abs(sorl.kl_divergence(a, a, inside).item()) < 1e-6
+    p, q = (F.softmax(torch.cat([x[inside][:, :PAD], x[inside][:, [EOS]]], 1), 1) for x in (a, b))
+    expected = (p * (p / q).log()).sum(-1).mean()
+    got = sorl.kl_divergence(a, b, inside)
+    same("two random policies", got.detach(), expected.detach(), 1e-4)
+    same("a policy from itself", sorl.kl_divergence(b, b, inside), 0.0, 1e-6)
+    holds("KL", "no gradient", "one to the policy's logits", got.requires_grad)
+    got.backward()
+    grad, = torch.autograd.grad(expected, a)
+    same("gradient", a.grad, grad, 1e-4)
 
 
 def check_10(sorl):
     """masked_runs: how deep inside a run of masks a position is, 0 outside."""
     mask = torch.tensor([[1, 1, 0, 1, 1, 1, 0], [0, 1, 0, 0, 1, 0, 1]]).bool()
-    assert sorl.masked_runs(mask).tolist() == [[1, 2, 0, 1, 2, 3, 0], [0, 1, 0, 0, 1, 0, 1]]
+    before = mask.clone()
+    for row, expected in ((0, [1, 2, 0, 1, 2, 3, 0]), (1, [0, 1, 0, 0, 1, 0, 1])):
+        tried = f"mask {mask[row].int().tolist()}"
+        same(tried, sorl.masked_runs(mask)[row], torch.tensor(expected))
+    same("the mask that was given", mask, before)
 
 
 def check_11(sorl):
-    """repetition: of the neighbouring masked pairs, how many hold the same token twice. Sample 1 repeats in both pairs, sample
-    2 in one: 3 of 4; pairs with an unmasked member do not count."""
+    """repetition: the share of neighbouring masked pairs that hold the same token twice."""
     mask = torch.tensor([[True, True, True, False]])
     tokens = torch.tensor([[[5, 5, 5, 5], [6, 6, 7, 7]]])
-    assert abs(sorl.repetition(tokens, mask) - 0.75) < 1e-6
-    assert sorl.repetition(tokens, torch.tensor([[True, False, True, False]])) == 0
+    same("5 5 5 and 6 6 7, all masked, then one not", sorl.repetition(tokens, mask), 0.75, 1e-6)
+    apart = torch.tensor([[True, False, True, False]])
+    same("no two neighbours masked", sorl.repetition(tokens, apart), 0.0)
 
 
 def check_12(sorl):
-    """reward_by_token: 7 was drawn with advantages +1 and -.5, 8 with -1: means .25 and -1; static tokens do not count."""
-    tokens, acted = torch.tensor([[[7, 1], [7, 1], [8, 1]]]), torch.tensor([[[True, False]] * 3])
-    worth, count = sorl.reward_by_token(real.Rollout(tokens, torch.zeros(1, 3, 2), acted), torch.tensor([[1.0, -0.5, -1.0]]), V)
-    assert count.tolist() == [0] * 7 + [2, 1] + [0] * 5
-    assert abs(worth[7] - 0.25) < 1e-6 and abs(worth[8] + 1) < 1e-6 and worth[1] == 0
+    """reward_by_token: 7 was drawn with A = 1 and -.5, 8 with -1; static tokens do not count."""
+    tokens, acted = torch.tensor([[[7, 1], [7, 1], [8, 1]]]), torch.tensor([[[1, 0]] * 3]).bool()
+    rollout = real.Rollout(tokens, torch.zeros(1, 3, 2), acted)
+    mean, count = sorl.reward_by_token(rollout, torch.tensor([[1.0, -0.5, -1.0]]), V)
+    same("how often", count, torch.tensor([0.0] * 7 + [2, 1] + [0] * 5))
+    same("mean advantage", mean, torch.tensor([0.0] * 7 + [0.25, -1] + [0] * 5), 1e-6)
 
+
+def check_13(sorl):
+    """feed: what the model sees. It decodes where it sees its own tokens, else it observes."""
+    model, (src, pad), static, K = tiny_model(), prompts([4, 7]), TEXT.clone(), 3
+    u, hidden = uniform(2, K, 7, seed=1), real.observe(TEXT, COINS, "masked", MASK)
+    for observation, expected in (("masked", hidden), ("static", TEXT)):
+        model.pushed.zero_()
+        fed, decoded = sorl.feed(model, src, pad, static, COINS, u, observation, MASK)
+        same(f"{observation}, fed", fed, expected)
+        same(f"{observation}, the static text that was given", static, TEXT)
+        holds(f"{observation}, decoded", type(decoded).__name__, "None", decoded is None)
+        same(f"{observation}, rows that went through the model", model.pushed[0], 0)
+    for mask, (temperature, top_k) in ((COINS, (1.0, 0)), (torch.ones_like(COINS), (1.0, 0)),
+                                       (torch.ones_like(COINS), (2.0, 3)), (COINS & False, (1, 0))):
+        tried = f"full, share of coins {mask.float().mean():.2f}, {temperature=}, {top_k=}"
+        fed, decoded = sorl.feed(model, src, pad, static, mask, u, "full", MASK, temperature, top_k)
+        tokens = generate(model, src, pad, 7, u, static=static, mask=mask,
+                          temperature=temperature, top_k=top_k)
+        holds(f"{tried}, decoded", type(decoded).__name__, "Rollout", decoded is not None)
+        same(f"{tried}, decoded tokens", decoded.tokens, tokens)
+        same(f"{tried}, fed, K rows a source", fed, tokens.flatten(0, 1))
+        same(f"{tried}, acted", decoded.acted, mask[:, None] & (tokens != PAD))
+        same(f"{tried}, fp", decoded.fp, decoded.acted.sum())
+        same(f"{tried}, the static text that was given", static, TEXT)
+
+
+def check_14(sorl):
+    """act: K samples from the logits of what was fed, with log-probabilities that can learn."""
+    K, u = 3, uniform(2, 3, 7, seed=1)
+    for how in ((1.0, 0), (0.5, 0), (1.0, 3)):
+        tried = "nothing decoded, temperature={}, top_k={}".format(*how)
+        logits = logits_of(2, 7).requires_grad_()
+        r, expected = (module.act(logits, TEXT, COINS, u, None, *how) for module in (sorl, real))
+        holds(f"{tried}, logp", "no gradient", "one to the logits", r.logp.requires_grad)
+        same(f"{tried}, tokens", r.tokens, expected.tokens)
+        same(f"{tried}, logp", r.logp, expected.logp, 1e-5)
+        same(f"{tried}, acted", r.acted, COINS[:, None].expand(2, K, 7))
+        same(f"{tried}, fp", r.fp, 2)
+        same(f"{tried}, fp_grad", r.fp_grad, 0)
+
+    # One source; it was decoded to an end before the static text's, with K FPs for gradients.
+    tokens = torch.tensor([[[3, 8, 4, EOS, PAD], [3, 2, 4, 9, EOS], [3, 0, 4, 1, 6]]])
+    static, mask = torch.tensor([[3, 1, 4, 1, EOS]]), torch.tensor([[0, 1, 0, 1, 1]]).bool()
+    acted = mask[:, None] & (tokens != PAD)
+    decoded = real.Rollout(tokens, torch.zeros(1, K, 5), acted, fp=acted.sum(), fp_grad=K)
+    for how in ((1.0, 0), (0.5, 0), (1.0, 10)):
+        tried = "decoded, temperature={}, top_k={}".format(*how)
+        logits = logits_of(K, 5, seed=3).requires_grad_()
+        logp = log_probs(logits, *how).gather(-1, tokens[0, ..., None])[None, ..., 0]
+        r = sorl.act(logits, static, mask, u[:1, :, :5], decoded, *how)
+        holds(f"{tried}, logp", "no gradient", "one to the logits", r.logp.requires_grad)
+        same(f"{tried}, tokens", r.tokens, tokens)
+        same(f"{tried}, acted", r.acted, acted)
+        same(f"{tried}, logp", r.logp, logp.masked_fill(~acted, 0), 1e-5)
+        same(f"{tried}, fp, as decoding counted", r.fp, decoded.fp)
+        same(f"{tried}, fp_grad", r.fp_grad, K)
+        same(f"{tried}, logp of what was decoded, which is not to be changed", decoded.logp, 0.0)
+
+
+# --- plausible mistakes ---------------------------------------------------------------------------
 
 @dataclass
 class Exercise:
     function: str
     check: Callable
-    wrong: dict[str, Callable]  # plausible mistakes, by what they get wrong
+    wrong: dict[str, Callable]  # what it gets wrong -> the function with this mistake
 
 
-def same_draw_for_all(logits, static, mask, u, *rest):
-    return real.rollout_one_pass(logits, static, mask, u[:, :1].expand_as(u), *rest)
+def result(name: str, change: Callable) -> Callable:
+    """The function of sorl.py with its result changed."""
+    return lambda *args: change(getattr(real, name)(*args))
 
 
-def specials_allowed(logits, static, mask, u, *rest):
-    r, logp = real.rollout_one_pass(logits, static, mask, u, *rest), log_probs(logits)
-    return real.Rollout(r.tokens, logp[:, None].expand(-1, u.size(1), -1, -1).gather(-1, r.tokens[..., None])[..., 0] * r.acted,
-                        r.acted, r.fp)
+def log_prob_of(logits, tokens):
+    """logits (R,T,V), tokens (R,K,T) -> log-probabilities (R,K,T), special tokens included."""
+    logp = logits.log_softmax(-1)[:, None].expand(*tokens.shape[:2], -1, -1)
+    return logp.gather(-1, tokens[..., None])[..., 0]
 
 
-def everything_drawn(logits, static, mask, u, *rest):
-    return real.rollout_one_pass(logits, static, torch.ones_like(mask), u, *rest)
+def specials_share(logits, static, mask, u, *how):
+    r = real.rollout_one_pass(logits, static, mask, u, *how)
+    return replace(r, logp=log_prob_of(logits, r.tokens) * r.acted)
 
 
-def runs_never_reset(mask):
-    return mask.long().cumsum(1) * mask
+def specials_drawn(logits, static, mask, u, *how):
+    tokens = draw(logits.log_softmax(-1), u.transpose(1, 2).contiguous()).transpose(1, 2)
+    acted = mask[:, None].expand_as(tokens)
+    tokens = torch.where(acted, tokens, static[:, None])
+    return real.Rollout(tokens, log_prob_of(logits, tokens) * acted, acted, len(static))
 
 
-def loo_of_all(R, baseline="mean", greedy=None, scale=False):
-    return real.advantage(R, "mean", greedy, scale)
+def log_prob_of_static(logits, static, mask, u, *how):
+    r = real.rollout_one_pass(logits, static, mask, u, *how)
+    logp = log_probs(logits, *how).gather(-1, static[..., None])[..., 0]
+    return replace(r, logp=logp[:, None].expand_as(r.logp).masked_fill(~r.acted, 0))
 
 
-def inside_of(lengths, T):
-    return torch.arange(T) < lengths[:, None]
+def likeliest(logits, static, mask, u, *how):
+    r = real.rollout_one_pass(logits, static, mask, u, *how)
+    logp, tokens = log_probs(logits, *how, end=False).max(-1)
+    return replace(r, tokens=torch.where(r.acted, tokens[:, None], static[:, None]),
+                   logp=logp[:, None] * r.acted)
 
 
-def per_token(rollout, A, length_norm="none"):
-    return -(A.detach()[..., None] * rollout.logp).mean()
+def written_into_static(logits, static, mask, u, *how):
+    r = real.rollout_one_pass(logits, static, mask, u, *how)
+    static.copy_(r.tokens[:, -1])
+    return r
 
+
+def random_numbers_of_its_own(logits, static, mask, u, *how):
+    return real.rollout_one_pass(logits, static, mask, torch.rand_like(u), *how)
+
+
+def leave_one_out(R, baseline="mean", scale=False):
+    """Right but for one sample: 0/0."""
+    if baseline == "loo":
+        A = R - (R.sum(1, keepdim=True) - R) / (R.size(1) - 1)
+        A = A.masked_fill((R == R[:, :1]).all(1, keepdim=True) & (R.size(1) > 1), 0)
+        return A / deviation_of(R) if scale else A
+    return real.advantage(R, baseline, scale)
+
+
+def deviation_of(R):
+    """Population deviation (R,1); 1 for rows that are not divided."""
+    deviation = R.std(1, keepdim=True, correction=0)
+    return torch.where(deviation > 1e-4, deviation, 1.0)
+
+
+def scaled(divide: Callable) -> Callable:
+    """The advantage, its scale written as divide(A, R)."""
+    def function(R, baseline="mean", scale=False):
+        A = real.advantage(R, baseline)
+        return divide(A, R) if scale else A
+    return function
+
+
+def clamped(R, baseline="mean", scale=False):
+    A = R - R.mean(1, keepdim=True)
+    if baseline == "loo":
+        A = A * (R.size(1) / (R.size(1) - 1)) if R.size(1) > 1 else R
+    deviation = R.std(1, keepdim=True, correction=0).clamp(min=1e-8)
+    return A / deviation if scale and R.size(1) > 1 else A
+
+
+def in_place(R, *how):
+    A = real.advantage(R, *how)
+    R.copy_(A)
+    return A
+
+
+def wrong_norm(rollout, A, length_norm=False):
+    return real.policy_loss(rollout, A) / (rollout.acted.size(2) if length_norm else 1)
+
+
+def nobody_acted_is_nan(rollout, A, length_norm=False):
+    logp = rollout.logp.sum(2)
+    return -(A.detach() * (logp / rollout.acted.sum(2) if length_norm else logp)).mean()
+
+
+def entropy_of_everything(logits, inside):
+    logp = logits[inside].log_softmax(-1)
+    return -torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1).mean()
+
+
+def zero_times_infinity(logits, inside):
+    logp = log_probs(logits[inside])
+    return -(logp.exp() * logp).sum(-1).mean()
+
+
+def nothing_in_common(rollout, A, vocab_size):
+    ids = rollout.tokens[rollout.acted]
+    count = ids.bincount(minlength=vocab_size).float()
+    total = torch.zeros(vocab_size).index_add(0, ids, A[..., None].expand_as(rollout.tokens)[
+        rollout.acted])
+    return total / count, count
+
+
+def runs_from_the_right(mask):
+    return real.masked_runs(mask.flip(1)).flip(1)
+
+
+def feed_with(change: Callable) -> Callable:
+    """feed, with (model, src, pad, static, mask, u, observation, mask_id, *how) changed first."""
+    return lambda *args: real.feed(*change(*args))
+
+
+def order_of_samples(model, src, *args):
+    fed, decoded = real.feed(model, src, *args)
+    if decoded is not None:
+        fed = decoded.tokens.transpose(0, 1).flatten(0, 1)
+    return fed, decoded
+
+
+def static_is_fed(model, src, pad, static, mask, u, observation, *more):
+    fed, decoded = real.feed(model, src, pad, static, mask, u, observation, *more)
+    return (static if decoded is None or observation != "full" else
+            static.repeat_interleave(u.size(1), 0)) if observation != "masked" else fed, decoded
+
+
+def masks_after_decoding(model, src, pad, static, mask, u, observation, mask_id, *how):
+    fed, decoded = real.feed(model, src, pad, static, mask, u, observation, mask_id, *how)
+    if decoded is not None:
+        fed = fed.masked_fill(decoded.acted.flatten(0, 1), mask_id)
+    return fed, decoded
+
+
+def always_decodes(model, src, pad, static, mask, u, observation, mask_id, *how):
+    fed, _ = real.feed(model, src, pad, static, mask, u, observation, mask_id, *how)
+    return fed, real.decode(model, src, pad, static, mask, u, *how)
+
+
+def only_online_decodes(model, src, pad, static, mask, u, observation, mask_id, *how):
+    if observation == "full" and not mask.all():
+        return static, None
+    return real.feed(model, src, pad, static, mask, u, observation, mask_id, *how)
+
+
+def one_text_a_source(model, src, pad, static, mask, u, *more):
+    return real.feed(model, src, pad, static, mask, u[:, :1], *more)
+
+
+def observes_in_place(model, src, pad, static, mask, u, observation, mask_id, *how):
+    fed = real.feed(model, src, pad, static, mask, u, observation, mask_id, *how)
+    if observation == "masked":
+        static.masked_fill_(mask, mask_id)
+    return fed
+
+
+def draws_again(logits, static, mask, u, decoded=None, *how):
+    return real.rollout_one_pass(logits[:len(static)], static, mask, u, *how)
+
+
+def no_gradient_of_decoding(logits, static, mask, u, decoded=None, *how):
+    return decoded or real.act(logits, static, mask, u, None, *how)
+
+
+def given(change: Callable) -> Callable:
+    """act; where texts were decoded, change(logits, decoded, mask, *how) instead."""
+    def function(logits, static, mask, u, decoded=None, *how):
+        if decoded is None:
+            return real.act(logits, static, mask, u, None, *how)
+        r = change(logits, decoded, mask, *how)
+        return replace(r, fp=decoded.fp, fp_grad=decoded.fp_grad)
+    return function
+
+
+def costs_forgotten(logits, static, mask, u, decoded=None, *how):
+    if decoded is None:
+        return real.act(logits, static, mask, u, None, *how)
+    return real.rollout_given(logits, decoded.tokens, decoded.acted, *how)
+
+
+def decoded_in_place(logits, static, mask, u, decoded=None, *how):
+    r = real.act(logits, static, mask, u, decoded, *how)
+    if decoded is not None:
+        decoded.logp.copy_(r.logp.detach())
+    return r
+
+
+def words_and_end(u, lengths):
+    return torch.arange(u.size(1)) < lengths[:, None]
+
+
+ONE_PASS, ADVANTAGE, LOSS, MASKS = (getattr(real, name) for name in (
+    "rollout_one_pass", "advantage", "policy_loss", "sample_mask"))
 
 EXERCISES = {
     "01": Exercise("sample_mask", check_01, {
-        "masks the end token": lambda u, lengths, p_m, *a: (u < p_m) & inside_of(lengths, u.size(1)),
-        "masks padding": lambda u, lengths, p_m, *a: u < p_m,
-        "the coin the wrong way round": lambda u, lengths, p_m, *a: (u > p_m) & inside_of(lengths - 1, u.size(1))}),
+        "masks the end token": lambda u, n, p: (u < p) & words_and_end(u, n),
+        "masks padding": lambda u, n, p: u < p,
+        "the coin the wrong way round": lambda u, n, p: (u > p) & words_and_end(u, n - 1),
+        "one coin a text": lambda u, n, p: MASKS(u[:, :1].expand_as(u), n, p),
+        "coins of its own": lambda u, n, p: MASKS(torch.rand_like(u), n, p),
+        "takes any number for a probability": lambda u, n, p: MASKS(u, n, min(max(p, 0), 1)),
+        "numbers instead of bool": lambda u, n, p: MASKS(u, n, p).float()}),
     "02": Exercise("observe", check_02, {
         "hides the static tokens": lambda s, m, o, i: s.masked_fill(~m, i) if o == "masked" else s,
         "changes its input": lambda s, m, o, i: s.masked_fill_(m, i) if o == "masked" else s,
-        "always hides": lambda s, m, o, i: s.masked_fill(m, i)}),
+        "always hides": lambda s, m, o, i: s.masked_fill(m, i),
+        "never hides": lambda s, m, o, i: s}),
     "03": Exercise("rollout_one_pass", check_03, {
-        "one draw for all samples": same_draw_for_all, "special tokens share the probability": specials_allowed,
-        "static positions are drawn too": everything_drawn}),
+        "one draw for all samples":
+            lambda l, s, m, u, *how: ONE_PASS(l, s, m, u[:, :1].expand_as(u), *how),
+        "one uniform for all positions":
+            lambda l, s, m, u, *how: ONE_PASS(l, s, m, u[..., :1].expand_as(u), *how),
+        "one row's uniforms for all rows":
+            lambda l, s, m, u, *how: ONE_PASS(l, s, m, u[:1].expand_as(u), *how),
+        "random numbers of its own": random_numbers_of_its_own,
+        "the likeliest token": likeliest,
+        "no temperature": lambda l, s, m, u, t=1.0, k=0: ONE_PASS(l, s, m, u, 1.0, k),
+        "no top-k": lambda l, s, m, u, t=1.0, k=0: ONE_PASS(l, s, m, u, t),
+        "no temperature, no top-k": lambda l, s, m, u, *how: ONE_PASS(l, s, m, u),
+        "special tokens share the probability": specials_share,
+        "special tokens are drawn": specials_drawn,
+        "static positions are drawn, too":
+            lambda l, s, m, u, *how: ONE_PASS(l, s, torch.ones_like(m), u, *how),
+        "the static token's log-probability": log_prob_of_static,
+        "probabilities, not their logarithm":
+            result("rollout_one_pass", lambda r: replace(r, logp=r.logp.exp() * r.acted)),
+        "1 where not acted":
+            result("rollout_one_pass", lambda r: replace(r, logp=r.logp.masked_fill(~r.acted, 1))),
+        "log-probabilities without gradient":
+            result("rollout_one_pass", lambda r: replace(r, logp=r.logp.detach())),
+        "counts K passes": result("rollout_one_pass", lambda r: replace(r, fp=r.fp * 4000)),
+        "writes into the static text": written_into_static}),
     "04": Exercise("rollout_given", check_04, {
-        "forgets the temperature": lambda l, t, a, temperature=1.0, *r: real.rollout_given(l, t, a),
-        "static tokens get log-probabilities": lambda l, t, a, *r, **k: real.rollout_given(l, t, torch.ones_like(a), *r, **k)}),
+        "forgets the temperature":
+            lambda l, t, a, temperature, *how: real.rollout_given(l, t, a, 1.0, *how),
+        "forgets top-k":
+            lambda l, t, a, temp, k, end: real.rollout_given(l, t, a, temp, 0, end),
+        "forgets `end`": lambda l, t, a, temp, k, end: real.rollout_given(l, t, a, temp, k),
+        "static tokens get log-probabilities":
+            lambda l, t, a, *how: replace(
+                real.rollout_given(l, t, torch.ones_like(a), *how), acted=a),
+        "the likeliest token's log-probability":
+            lambda l, t, a, *how: real.Rollout(
+                t, log_probs(l, *how).amax(-1).view(t.shape).masked_fill(~a, 0), a),
+        "log-probabilities without gradient":
+            result("rollout_given", lambda r: replace(r, logp=r.logp.detach()))}),
     "05": Exercise("advantage", check_05, {
-        "leaves nobody out": loo_of_all,
-        "no baseline": lambda R, *a, **k: R,
-        "divides by K + 1": lambda R, baseline="mean", greedy=None, scale=False: R - R.sum(1, keepdim=True) / (R.size(1) + 1)}),
+        "leaves nobody out": lambda R, b="mean", scale=False: ADVANTAGE(R, "mean", scale),
+        "always leaves one out": lambda R, b="mean", scale=False: ADVANTAGE(R, "loo", scale),
+        "no baseline": lambda R, *how: R,
+        "the wrong sign": lambda R, *how: -ADVANTAGE(R, *how),
+        "divides by K + 1": lambda R, *how: R - R.sum(1, keepdim=True) / (R.size(1) + 1),
+        "one baseline for all rows": lambda R, *how: R - R.mean(),
+        "never scales": lambda R, b="mean", scale=False: ADVANTAGE(R, b),
+        "always scales": lambda R, b="mean", scale=False: ADVANTAGE(R, b, True),
+        "divides by the variance": scaled(lambda A, R: A / deviation_of(R) ** 2),
+        "sample deviation": scaled(lambda A, R: A / R.std(1, keepdim=True)),
+        "one deviation for all rows": scaled(lambda A, R: A / deviation_of(R.view(1, -1))),
+        "deviation clamped at 1e-8": clamped,
+        "1e-8 added to the deviation": scaled(
+            lambda A, R: A / (R.std(1, keepdim=True, correction=0) + 1e-8)),
+        "equal rewards left to the subtraction":
+            lambda R, b="mean", scale=False: clamped(R, b) / (deviation_of(R) if scale else 1),
+        "small spreads are not divided": scaled(
+            lambda A, R: torch.where(R.std(1, keepdim=True) > 0.1, A / deviation_of(R), A)),
+        "leave-one-out of one sample is nan": leave_one_out,
+        "leave-one-out of one sample is 0": lambda R, *how: ADVANTAGE(R, *how) * (R.size(1) > 1),
+        "changes its input": in_place}),
     "06": Exercise("policy_loss", check_06, {
-        "climbs down": lambda r, A, n="none": -real.policy_loss(r, A, n),
-        "mean over tokens": per_token,
-        "a gradient into the reward": lambda r, A, n="none": -(A * r.logp.sum(2) / (r.acted.sum(2) if n == "masked" else 1)).mean()}),
+        "climbs down": result("policy_loss", lambda loss: -loss),
+        "mean over tokens": lambda r, A, n=False: -(A.detach()[..., None] * r.logp).mean(),
+        "sum over texts": lambda r, A, n=False: LOSS(r, A, n) * 2,
+        "never normalises": lambda r, A, n=False: LOSS(r, A),
+        "normalises by T": wrong_norm,
+        "nan where nobody acted": nobody_acted_is_nan,
+        "a gradient into the reward": lambda r, A, n=False: -(
+            A * r.logp.sum(2) / (r.acted.sum(2).clamp(min=1) if n else 1)).mean(),
+        "no gradient": result("policy_loss", torch.Tensor.detach)}),
     "07": Exercise("mle_loss", check_07, {
-        "counts padding": lambda l, t, n, *a: F.cross_entropy(l.flatten(0, 1), t.flatten(), reduction="sum"),
-        "a mean": lambda l, t, n, *a: real.mle_loss(l, t, n) / n.sum(),
-        "forgets the end": lambda l, t, n, *a: real.mle_loss(l, t, n - 1)}),
+        "counts padding":
+            lambda l, t, n: F.cross_entropy(l.flatten(0, 1), t.flatten(), reduction="sum"),
+        "a mean over tokens": lambda l, t, n: real.mle_loss(l, t, n) / n.sum(),
+        "a mean over texts": lambda l, t, n: real.mle_loss(l, t, n) / len(n),
+        "forgets the end": lambda l, t, n: real.mle_loss(l, t, n - 1),
+        "the wrong sign": result("mle_loss", lambda loss: -loss),
+        "one column late": lambda l, t, n: real.mle_loss(l.roll(1, 1), t, n)}),
     "08": Exercise("entropy", check_08, {
-        "bits": lambda l, i: real.entropy(l, i) / math.log(2),
-        "the sign": lambda l, i: -real.entropy(l, i),
-        "every position": lambda l, i: real.entropy(l, torch.ones_like(i))}),
+        "bits": result("entropy", lambda h: h / math.log(2)),
+        "the sign": result("entropy", lambda h: -h),
+        "a sum": lambda l, i: real.entropy(l, i) * i.sum(),
+        "every position": lambda l, i: real.entropy(l, torch.ones_like(i)),
+        "special tokens, too": entropy_of_everything,
+        "0 · log 0 is nan": zero_times_infinity}),
     "09": Exercise("kl_divergence", check_09, {
         "the other way round": lambda a, b, i: real.kl_divergence(b, a, i),
-        "every position": lambda a, b, i: real.kl_divergence(a, b, torch.ones_like(i))}),
+        "every position": lambda a, b, i: real.kl_divergence(a, b, torch.ones_like(i)),
+        "a sum": lambda a, b, i: real.kl_divergence(a, b, i) * i.sum(),
+        "no gradient": result("kl_divergence", torch.Tensor.detach),
+        "only entropy": lambda a, b, i: -real.entropy(a, i)}),
     "10": Exercise("masked_runs", check_10, {
-        "never starts again": runs_never_reset,
-        "counts from 0": lambda m: (real.masked_runs(m) - 1).clamp(min=0)}),
+        "never starts again": lambda m: m.long().cumsum(1) * m,
+        "counts from 0": lambda m: (real.masked_runs(m) - 1).clamp(min=0),
+        "from right to left": runs_from_the_right,
+        "the mask itself": lambda m: m.long()}),
     "11": Exercise("repetition", check_11, {
         "unmasked neighbours too": lambda t, m: (t[..., 1:] == t[..., :-1]).float().mean(),
-        "one member is enough": lambda t, m: real.repetition(t, m | torch.roll(m, 1, 1))}),
+        "one member is enough": lambda t, m: real.repetition(t, m | torch.roll(m, 1, 1)),
+        "a count": lambda t, m: real.repetition(t, m) * 4,
+        "nan without pairs": lambda t, m: (t[..., 1:] == t[..., :-1])[
+            (m[:, 1:] & m[:, :-1])[:, None].expand(-1, t.size(1), -1)].float().mean()}),
     "12": Exercise("reward_by_token", check_12, {
-        "sums instead of means": lambda r, A, v: (lambda w, c: (w * c, c))(*real.reward_by_token(r, A, v)),
-        "static tokens too": lambda r, A, v: real.reward_by_token(real.Rollout(r.tokens, r.logp, torch.ones_like(r.acted)), A, v)}),
+        "sums instead of means": result("reward_by_token", lambda out: (out[0] * out[1], out[1])),
+        "static tokens too": lambda r, A, v: real.reward_by_token(
+            replace(r, acted=torch.ones_like(r.acted)), A, v),
+        "shares instead of counts":
+            result("reward_by_token", lambda out: (out[0], out[1] / out[1].sum())),
+        "nan for ids never drawn": nothing_in_common}),
+    "13": Exercise("feed", check_13, {
+        "decodes always": always_decodes,
+        "decodes for online alone": only_online_decodes,
+        "feeds the static text, not what was decoded": static_is_fed,
+        "hides what was decoded": masks_after_decoding,
+        "samples before sources": order_of_samples,
+        "one text a source": one_text_a_source,
+        "forgets temperature and top-k":
+            lambda *args: real.feed(*args[:8]),
+        "hides the static tokens": feed_with(
+            lambda m, s, p, y, mask, u, o, *more: (
+                m, s, p, y, ~mask if o == "masked" else mask, u, o, *more)),
+        "`static` is hidden, too": feed_with(
+            lambda m, s, p, y, mask, u, o, *more: (
+                m, s, p, y, mask, u, "masked" if o == "static" else o, *more)),
+        "decodes every column": feed_with(
+            lambda m, s, p, y, mask, u, o, *more: (
+                m, s, p, y, mask | (o == "full"), u, o, *more)),
+        "changes its input": observes_in_place}),
+    "14": Exercise("act", check_14, {
+        "draws again what was decoded": draws_again,
+        "what was decoded, as it is": no_gradient_of_decoding,
+        "forgets the costs of decoding": costs_forgotten,
+        "never an end": given(lambda l, d, m, *how: real.rollout_given(
+            l, d.tokens, d.acted, *how, end=False)),
+        "acted wherever the mask says": given(lambda l, d, m, *how: real.rollout_given(
+            l, d.tokens, m[:, None].expand_as(d.acted), *how)),
+        "credit for static tokens": given(lambda l, d, m, *how: real.rollout_given(
+            l, d.tokens, d.tokens != PAD, *how)),
+        "decoded: forgets temperature and top-k": given(lambda l, d, m, *how: real.rollout_given(
+            l, d.tokens, d.acted)),
+        "masked: forgets temperature and top-k": lambda l, s, m, u, d=None, *how: (
+            real.act(l, s, m, u) if d is None else real.act(l, s, m, u, d, *how)),
+        "no gradient": result("act", lambda r: replace(r, logp=r.logp.detach())),
+        "writes into what was decoded": decoded_in_place}),
 }
 
 
-@pytest.mark.parametrize("number", EXERCISES, ids=[f"exercise_{number}_{e.function}" for number, e in EXERCISES.items()])
+# --- the tests ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(
+    "number", EXERCISES, ids=[f"exercise_{n}_{e.function}" for n, e in EXERCISES.items()])
 def test_solved(number):
     EXERCISES[number].check(sorl)
 
@@ -236,20 +683,36 @@ def blank(*args, **kwargs):
     raise NotImplementedError("your turn")
 
 
-MISTAKES = [(number, name, f) for number, e in EXERCISES.items() for name, f in ({"blank": blank} | e.wrong).items()]
+MISTAKES = [(number, name, mistake) for number, e in EXERCISES.items()
+            for name, mistake in ({"blank": blank} | e.wrong).items()]
 
 
-@pytest.mark.parametrize("number, name, mistake", MISTAKES, ids=[f"check {number} sees: {name}" for number, name, _ in MISTAKES])
+@pytest.mark.parametrize("number, name, mistake", MISTAKES,
+                         ids=[f"check {number} sees: {name}" for number, name, _ in MISTAKES])
 def test_a_mistake_is_seen(number, name, mistake):
-    """The check passes on sorl.py and fails on a copy with this one function replaced."""
+    """The check passes on sorl.py, and fails, saying why, where this function has the mistake."""
     e = EXERCISES[number]
-    e.check(real)
     copy = types.SimpleNamespace(**vars(real) | {e.function: mistake})
     text = TEXT.clone()
-    with pytest.raises((AssertionError, NotImplementedError)):
-        e.check(copy)
-    TEXT.copy_(text)  # a mistake may have changed it
+    error = NotImplementedError if mistake is blank else AssertionError
+    try:
+        with pytest.raises(error) as caught:
+            e.check(copy)
+    finally:
+        TEXT.copy_(text)  # a mistake may have changed it
+    assert mistake is blank or ": got " in str(caught.value) and ", expected " in str(caught.value)
+
+
+def test_what_a_student_reads():
+    mistake = EXERCISES["05"].wrong["leave-one-out of one sample is nan"]
+    with pytest.raises(AssertionError) as caught:
+        check_05(types.SimpleNamespace(advantage=mistake))
+    assert str(caught.value) == (
+        "baseline=loo, scale=False, one sample at [0, 0]: got nan, expected 0.75")
 
 
 def test_exercises_are_enough():
-    assert len(EXERCISES) >= 10 and all(len(e.wrong) >= 2 for e in EXERCISES.values())
+    counts = {e.function: len(e.wrong) for e in EXERCISES.values()}
+    assert len(EXERCISES) == 14 and min(counts.values()) >= 4
+    assert min(counts["rollout_one_pass"], counts["advantage"]) >= 10
+    assert min(counts["feed"], counts["act"]) >= 6

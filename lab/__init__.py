@@ -1,0 +1,1 @@
+"""What surrounds the method: batches, checkpoints, a run's folder, evaluation, reports."""

@@ -1,0 +1,176 @@
+"""The policy: a model with what is needed to feed it, its checkpoint, and its texts' rewards."""
+import hashlib
+import io
+import json
+import os
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+
+import torch
+
+import data
+from data import InputError, Record
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig
+
+
+@dataclass
+class Policy:
+    """A model, its tokenizer, the longest text T in tokens with its end, and where it runs."""
+    model: GPT
+    tok: Tokenizer
+    T: int
+    device: torch.device
+
+    def texts(self, tokens: torch.Tensor) -> list[str]:
+        """Ids (..., T) -> as many strings as there are rows."""
+        return [self.tok.decode(ids) for ids in tokens.reshape(-1, tokens.size(-1)).tolist()]
+
+    def copy(self) -> "Policy":
+        model = GPT(self.model.config).to(self.device)
+        model.load_state_dict(self.model.state_dict())
+        return Policy(model, self.tok, self.T, self.device)
+
+
+def pick_device(name: str) -> torch.device:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name, True):
+        raise InputError(f"--device {name}: this machine has none, or this PyTorch was built "
+                         f"without it; try auto")
+    if name == "auto":
+        name = next((kind for kind in available if available[kind]), "cpu")
+    return torch.device(name)
+
+
+def machine_of(device: torch.device) -> str:
+    """Where a run was made, for the report."""
+    name = f"{device}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return f"PyTorch {torch.__version__.split('+')[0]}, {name}"
+
+
+def autocast(device: torch.device):
+    """bfloat16 on a GPU that has it in hardware; float32 elsewhere, the tested path."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8:
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def new_policy(cfg, dataset, device, tok: Tokenizer | None = None) -> Policy:
+    """Fresh weights; the tokenizer is learned from the training texts unless given."""
+    train = dataset["train"]
+    if tok is None:
+        texts = [text for r in train for text in (r.source, *r.references, *r.target, *r.static)]
+        tok = Tokenizer.train(list(dict.fromkeys(texts)), cfg.vocab_size)
+    T = cfg.max_len
+    if T == 0:
+        texts = {text for r in train[:10_000] for text in (*r.target, *r.static)}
+        T = min(cfg.block_size // 2, 1 + max(len(tok.encode(text)) for text in texts))
+    torch.manual_seed(cfg.seed)
+    shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
+    return Policy(GPT(shape).to(device), tok, T, device)
+
+
+def score(reward, policy: Policy, tokens, batch: data.Batch) -> torch.Tensor:
+    """Rewards of ids (R,K,T) -> (R,K): K samples of each of R = B·C static texts, or the C static
+    texts of each of R = B sources."""
+    references = [texts for of_source in batch.references for texts in of_source]  # B·C lists
+    sources = [source for source in batch.sources for _ in range(batch.static.size(1))]
+    times = tokens.size(0) * tokens.size(1) // len(sources)
+    scores = reward(policy.texts(tokens), [texts for texts in references for _ in range(times)],
+                    [source for source in sources for _ in range(times)])
+    return torch.as_tensor(scores, dtype=torch.float32, device=tokens.device).view(tokens.shape[:2])
+
+
+# --------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """All of a file or none of it: whoever is killed here leaves the old one.
+
+    Raises InputError where it cannot be written."""
+    try:
+        with open(path + ".tmp", "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".tmp", path)
+    except OSError as e:
+        if os.path.exists(path + ".tmp"):
+            os.remove(path + ".tmp")
+        raise InputError(f"{path}: cannot be written ({e.strerror}); what was there before is "
+                         f"kept") from None
+
+
+def write_json(value, path: str) -> None:
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: str):
+    """What the file holds, None without the file. Raises InputError for what is not JSON."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: expected JSON written by train.py ({e!s:.80})") from None
+
+
+def save(state: dict, path: str) -> None:
+    buffer = io.BytesIO()  # torch.save hides what went wrong with a file
+    torch.save(state, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def policy_state(policy: Policy, cfg) -> dict:
+    """What best.pt holds, and a part of ckpt.pt."""
+    return {"model": policy.model.state_dict(), "gpt": asdict(policy.model.config),
+            "tokenizer": policy.tok.ranks, "T": policy.T, "config": asdict(cfg)}
+
+
+def load(path: str) -> dict:
+    """A checkpoint's state. Raises InputError when there is none, or it is not one of ours."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; expected a file in it, such as best.pt") from None
+    except Exception as e:  # a truncated zip, junk, pickles with code: torch raises many types
+        reason = str(e).splitlines()[0][:80] if str(e) else type(e).__name__
+        raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+    needed = {"model", "gpt", "tokenizer", "T", "config"}
+    if not isinstance(state, dict) or not needed <= set(state):
+        raise InputError(f"{path}: expected a checkpoint of train.py")
+    if "credit" not in state["config"]:
+        raise InputError(f"{path}: a checkpoint of the first edition; its weights need its code")
+    return state
+
+
+def load_policy(path: str, device, state: dict | None = None) -> Policy:
+    """The policy in a checkpoint. Raises InputError for weights of another shape than it states."""
+    state = state or load(path)
+    try:
+        tok = Tokenizer.load(state["tokenizer"])
+        model = GPT(GPTConfig(**state["gpt"]))
+        model.load_state_dict(state["model"])
+        if tok.vocab_size != model.config.vocab_size:
+            raise ValueError(f"a tokenizer of {tok.vocab_size} ids, a model of "
+                             f"{model.config.vocab_size}")
+        if not 0 < state["T"] < model.config.block_size:
+            raise ValueError(f"texts of {state['T']} in a context of {model.config.block_size}")
+        return Policy(model.to(device), tok, int(state["T"]), device)
+    except Exception as e:
+        raise InputError(f"{path}: a checkpoint of another shape or vocabulary "
+                         f"({str(e).splitlines()[0][:120]})") from None
+
+
+def weights_hash(policy: Policy) -> str:
+    """A fingerprint of the weights: a run is one that started from these, wherever they lie."""
+    digest = hashlib.sha256(policy.tok.ranks.encode())
+    for tensor in policy.model.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,668 @@
+"""Tables and figures, from the files that runs leave behind: nothing here trains or samples.
+
+    OUT/results.json                    one row for each setting and seed
+    OUT/vary-FLAG.json                  rows of a sweep, with two more fields: flag and value
+    OUT/[seedN/]NAME/metrics.jsonl      a run's curve: validation reward against FPs and seconds
+    OUT/[seedN/]NAME/predictions.jsonl  its greedy texts of the test split
+
+    python -m lab.report OUT ... --figure F [--spectrum]
+
+Comparisons become a panel each: validation reward against FPs. Sweeps, or whatever is given with
+--spectrum, become one plot of test reward against FPs: a line is a setting at one refresh interval,
+with p_m beside its points, or a setting and a flag that was varied, with the flag's values.
+
+FPs are forward propagations, rows through the model, that sample or score. ± is the standard
+deviation over seeds; s.e. is the standard error of a mean of differences paired by seed.
+"""
+import argparse
+import glob
+import itertools
+import json
+import math
+import os
+import shlex
+import sys
+import textwrap
+
+import numpy as np
+
+import data
+from data import InputError
+
+ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "seed", "val_reward",
+       "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
+       "distinct2", "fp", "fp_grad", "fp_mle", "tokens", "seconds", "steps")
+COSTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
+SPREAD = ("val_reward", "test_reward", "sampled_reward", "facts", "slot_error", "bleu", "rougeL")
+STRONG = ("online", "masked", "refresh")  # what a figure is about; the others are drawn thinner
+WIDTH = 100                               # columns of what is printed
+LEVEL, MARGIN = 0.98, 0.02                # of reward, for cost at matched quality
+
+# A field of a row -> heading, format, explanation: what is printed, and what report.txt adds.
+NAME = {"name": ("setting", "{}", "")}
+COLUMNS = NAME | {
+    "p_m": ("p_m", "{:g}", "share of the tokens that the model samples; the rest is static text"),
+    "K": ("K", "{:g}", "samples of each static text; online: of a source; offline: stored texts"),
+    "refresh": ("refresh", "{:g}", "updates between two refreshes of the static text; 0: never"),
+    "val_reward": ("val R", "{:.3f}", "reward of greedy validation texts, with the weights kept"),
+    "test_reward": ("test R", "{:.3f}", "the same weights on the test split"),
+    "facts": ("facts", "{:.0%}", "test texts that state every fact of their source rightly"),
+    "slot_error": ("slots", "{:.2%}", "slots of the test sources that texts miss or get wrong"),
+    "fp": ("FP", "{:,.0f}", "forward propagations that sample or score, in all of training"),
+    "seconds": ("seconds", "{:.1f}", "of training, evaluation not counted"),
+    "steps": ("updates", "{:.0f}", "optimizer steps"),
+}
+MORE_COLUMNS = NAME | {
+    "sampled_reward": ("sampled", "{:.3f}", "reward of sampled test texts"),
+    "bleu": ("BLEU", "{:.1f}", "of the greedy test texts, 0 to 100"),
+    "rougeL": ("RougeL", "{:.1f}", "of the greedy test texts, 0 to 100"),
+    "entropy": ("entropy", "{:.3f}", "of the next token, in nats"),
+    "kl_to_base": ("KL", "{:.3f}", "from the base model, in nats a token"),
+    "distinct2": ("dist2", "{:.3f}", "different pairs of words, as a share of all pairs"),
+    "fp_grad": ("grad FP", "{:,.0f}", "forward propagations for the gradient alone"),
+    "fp_mle": ("MLE FP", "{:,.0f}", "forward propagations of the imitation term"),
+    "tokens": ("tokens", "{:,.0f}", "positions pushed through the model, padding not counted"),
+}
+DROP_FIRST = ("K", "p_m", "refresh", "steps")  # columns that a table too wide does without
+
+STYLE = {  # a setting's look in every figure; dash and marker differ, for print in grey
+    "base": dict(color="#7f7f7f", linestyle=":", marker="x"),
+    "mle": dict(color="#b3a369", linestyle=(0, (1, 1)), marker="+"),
+    "offline": dict(color="#e69f00", linestyle=(0, (4, 1.5)), marker="s"),
+    "online": dict(color="#000000", linestyle="-", marker="o"),
+    "full": dict(color="#56b4e9", linestyle=(0, (5, 1, 1, 1, 1, 1)), marker="P"),
+    "masked": dict(color="#00609c", linestyle="--", marker="^"),
+    "static": dict(color="#cc79a7", linestyle="-.", marker="v"),
+    "refresh": dict(color="#e0600a", linestyle=(0, (8, 1)), marker="D"),
+    "credit": dict(color="#8c3a00", linestyle=(0, (6, 2)), marker="h"),
+    "reuse": dict(color="#009e73", linestyle=(0, (3, 1, 1, 1)), marker="p"),
+}
+
+
+def style(name: str) -> dict:
+    """Keyword arguments of matplotlib's plot for a setting; a plain look for one not in STYLE."""
+    return dict(STYLE.get(name, dict(color="#555555", linestyle="-", marker="d")))
+
+
+# -------------------------------------------------------------------------------------------------
+# Files
+
+def home_of(out: str, seeds: tuple, seed: int) -> str:
+    """The folder of one seed's runs in a comparison; `seeds` is empty without --seeds."""
+    return f"{out}/seed{seed}" if seeds else out
+
+
+def write_text(path: str, text: str) -> None:
+    """The whole file or none of it."""
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.tmp", path)
+
+
+def attempt(path: str, write, *args) -> list[str]:
+    """write(path, *args) -> []; or one line on why not: no file costs what was written before."""
+    try:
+        write(path, *args)
+        return []
+    except Exception as error:  # matplotlib fails in more ways than can be listed
+        return [f"{path} was not written: {' '.join(str(error).split())[:200]}"]
+
+
+def read_lines(path: str, *keys: str) -> list[dict]:
+    """The objects of a JSONL file, each with these keys. Raises InputError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [{key: line[key] for key in keys} for line in map(json.loads, file)]
+    except (OSError, ValueError, KeyError, TypeError):
+        wanted = ", ".join(keys)
+        raise InputError(f"{path}: expected a run's file, each line with {wanted}") from None
+
+
+def readable(record, text: str) -> str:
+    """A source or a text as people read it: names put back, on one line."""
+    return " ".join(record.put_names_back(text).split())
+
+
+def write_predictions(folder: str, records: list, texts: list[str]) -> None:
+    """predictions.jsonl, and predictions.txt for people: two lines a record, source and text."""
+    lines, pages = [], []
+    for record, text in zip(records, texts):
+        pair = {"source": record.source, "text": text}
+        lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
+        pages.append(f"{readable(record, record.source)}\n  {readable(record, text)}\n")
+    write_text(f"{folder}/predictions.jsonl", "".join(lines))
+    write_text(f"{folder}/predictions.txt", "".join(pages))
+
+
+def read_predictions(folders: list[str], records: list) -> list[list[str]]:
+    """What each run wrote for the test split. Raises InputError for texts of other sources."""
+    runs = []
+    for folder in folders:
+        lines = read_lines(f"{folder}/predictions.jsonl", "source", "text")
+        if [line["source"] for line in lines] != [record.source for record in records]:
+            raise InputError(f"{folder}/predictions.jsonl: expected texts of this test split")
+        runs.append([str(line["text"]) for line in lines])
+    return runs
+
+
+def read_curve(folders: list[str]) -> dict:
+    """The evaluations that all these runs have, E of them -> step, costs and val_reward, means over
+    the runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
+    keys, runs = ("step", *COSTS, "val_reward"), []
+    for folder in folders:
+        lines = read_lines(f"{folder}/metrics.jsonl", *keys)
+        runs.append({line["step"]: line for line in lines if line["val_reward"] is not None})
+    steps = [step for step in runs[0] if all(step in run for run in runs)]
+    if not steps:
+        raise InputError(f"{folders[0]}/metrics.jsonl: expected evaluations")
+    curves = [{key: np.array([run[step][key] for step in steps]) for key in keys} for run in runs]
+    means = {key: np.mean([curve[key] for curve in curves], 0) for key in keys}
+    return means | {"runs": curves}
+
+
+def gather(read, names, rows: list[dict], out: str, seeds: tuple, notes: list) -> dict:
+    """Setting -> read(folders of its runs); one that cannot be read adds a line to `notes`."""
+    found = {}
+    for name in names:
+        ran = [row["seed"] for row in rows if row["name"] == name]
+        try:
+            found[name] = read([f"{home_of(out, seeds, seed)}/{name}" for seed in ran])
+        except InputError as error:
+            notes.append(f"{name} is left out: {error}")
+    return found
+
+
+# -------------------------------------------------------------------------------------------------
+# Tables
+
+def unique(values) -> list:
+    return list(dict.fromkeys(values))
+
+
+def by_name(rows: list[dict]) -> dict[str, list[dict]]:
+    return {name: [row for row in rows if row["name"] == name]
+            for name in unique(row["name"] for row in rows)}
+
+
+def align(lines: list[list[str]]) -> str:
+    """Rows of cells as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    sides = [str.ljust] + [str.rjust] * (len(widths) - 1)
+    rows = [[side(cell, w) for side, cell, w in zip(sides, line, widths)] for line in lines]
+    return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
+def show(form: str, values: list, spread: bool) -> str:
+    """One cell: the mean of the values, with ± their standard deviation if `spread`."""
+    values = [value for value in values if value is not None]
+    if not values or isinstance(values[0], str):
+        return values[0] if values else "-"
+    text = form.format(np.mean(values) if len(set(values)) > 1 else values[0])
+    if spread and len(values) > 1:
+        sd = form.format(np.std(values, ddof=1)).replace("%", "")
+        text += "±" + (sd[1:] if sd.startswith("0.") else sd)
+    return text
+
+
+def tabulate(groups: dict, columns: dict) -> str:
+    """A line for each group of rows (one row a seed), at most WIDTH columns; below it, what the
+    columns mean. A column without any value is left out."""
+    rows = [row for group in groups.values() for row in group]
+    keys = [key for key in columns if any(row.get(key) is not None for row in rows)]
+    for dropped in (None, *DROP_FIRST):
+        keys = [key for key in keys if key != dropped]
+        lines = [[columns[key][0] for key in keys]]
+        for group in groups.values():
+            lines.append([show(columns[key][1], [row.get(key) for row in group], key in SPREAD)
+                          for key in keys])
+        table = align(lines)
+        if max(map(len, table.splitlines())) <= WIDTH:
+            break
+    meanings = [(columns[key][0], columns[key][2]) for key in keys if columns[key][2]]
+    meanings.append(("seeds", " ".join(str(seed) for seed in unique(row["seed"] for row in rows))))
+    return table + "\n\n" + "\n".join(f"  {heading:<10} {meaning}" for heading, meaning in meanings)
+
+
+def first_reach(curve: dict, level: float) -> dict | None:
+    """Step and costs at the first evaluation whose validation reward is at least `level`: the
+    median over the runs; None where half of them or more never get there."""
+    keys, reached = ("step", *COSTS), []
+    for run in curve["runs"]:
+        at = np.flatnonzero(run["val_reward"] >= level)
+        reached.append([run[key][at[0]] if len(at) else math.inf for key in keys])
+    median = dict(zip(keys, np.median(reached, 0).tolist()))
+    return median if math.isfinite(median["step"]) else None
+
+
+def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
+    """The reward at which costs are compared, and what it is."""
+    best = max(curves, key=lambda name: curves[name]["val_reward"].max())
+    name = "online" if "online" in curves else best
+    reward = curves[name]["val_reward"]
+    if reward.max() >= LEVEL:
+        return LEVEL, "a fixed level"
+    return reward[-1] - MARGIN, f"{name}'s last less {MARGIN}"
+
+
+def cost_table(curves: dict[str, dict]) -> str:
+    """What each setting has spent when its validation reward first reaches one level."""
+    level, origin = matched_level(curves)
+    reached = {name: first_reach(curve, level) for name, curve in curves.items()}
+    online = reached.get("online")
+    median = ", median over seeds" if any(len(c["runs"]) > 1 for c in curves.values()) else ""
+    lines = [["setting", "FP", "seconds", "update", "fewer FP", "fewer sec.", "best", "last"]]
+    for name, at in reached.items():
+        cells = ["never"] * 3 + ["-"] * 2
+        if at:
+            cells = [f"{at['fp']:,.0f}", f"{at['seconds']:.1f}", f"{at['step']:.0f}"]
+            cells += [times(online, at, key) for key in ("fp", "seconds")]
+        reward = curves[name]["val_reward"]
+        lines.append([name, *cells, f"{reward.max():.3f}", f"{reward[-1]:.3f}"])
+    return f"""\
+Cost until the validation reward first reaches {level:.3f} ({origin}){median}:
+{align(lines)}
+
+  fewer      how many times fewer FPs or seconds than online
+  best       highest mean validation reward; a setting whose last is lower fell when it went on"""
+
+
+def times(online: dict | None, at: dict, key: str) -> str:
+    """How many times less than online a setting has spent; "-" where nothing was spent."""
+    if not online or not at[key]:
+        return "-"
+    ratio = online[key] / at[key]
+    return f"{ratio:,.0f}x" if ratio >= 9.95 else f"{ratio:.1f}x"
+
+
+def facts_of(texts: list[str], records: list) -> list[dict[str, bool]]:
+    """What each text states of its source's facts; a source of another form is left out."""
+    said = [data.stated(text, record.source) for text, record in zip(texts, records)]
+    return [facts for facts in said if facts]
+
+
+def all_right(said: list[dict[str, bool]]) -> float | None:
+    """The share of texts that state every fact; None without texts."""
+    return float(np.mean([all(facts.values()) for facts in said])) if said else None
+
+
+def fact_table(said: dict[str, list[dict]]) -> str:
+    """Setting -> what its texts state -> percent of the texts, for each fact and for all facts."""
+    facts = unique(fact for texts in said.values() for text in texts for fact in text)
+    lines = [["setting", *facts, "all"]]
+    for name, texts in said.items():
+        right = [[text[fact] for text in texts if fact in text] for fact in facts]
+        shares = [np.mean(r) if r else math.nan for r in right] + [all_right(texts)]
+        lines.append([name, *(f"{100 * share:.0f}" for share in shares)])
+    return "Facts that greedy test texts state rightly, in percent:\n" + align(lines)
+
+
+def paired(values: dict, others: dict) -> str:
+    """Two times seed -> value: their mean difference over common seeds, with its standard error."""
+    d = np.array([values[seed] - others[seed] for seed in values if seed in others])
+    if not len(d):
+        return "-"
+    error = f" (s.e. {d.std(ddof=1) / math.sqrt(len(d)):.3f})" if len(d) > 1 else ""
+    return f"{d.mean():+.3f}{error}"
+
+
+def difference_table(groups: dict[str, list[dict]]) -> str:
+    """Test reward of each setting less that of base, mle, offline and online, paired by seed."""
+    tested = {name: {row["seed"]: row["test_reward"] for row in group}
+              for name, group in groups.items()}
+    against = [name for name in ("base", "mle", "offline", "online") if name in tested]
+    lines = [["test reward", *(f"less {name}'s" for name in against)]]
+    for name, values in tested.items():
+        lines.append([name, *(paired(values, tested[other]) if other != name else ""
+                              for other in against)])
+    return "Differences paired by seed:\n" + align(lines)
+
+
+# -------------------------------------------------------------------------------------------------
+# The report of a comparison, and of a sweep
+
+def compare_report(out: str, rows: list[dict], records: list, machine: str, seeds: tuple) -> str:
+    """What compare prints. Writes OUT/report.txt, outputs.txt, and last compare.png.
+
+    rows:    of results.json, which is written already
+    records: the test split
+    machine: where it ran, in words
+    seeds:   what --seeds gave; empty without it
+
+    A file that is missing, foreign or cannot be written is one line in the text, not an error.
+    """
+    groups, notes = by_name(rows), []
+    texts = gather(lambda folders: read_predictions(folders, records),
+                   list(groups), rows, out, seeds, notes)
+    said = {name: [facts_of(run, records) for run in runs] for name, runs in texts.items()}
+    for name, runs in said.items():
+        groups[name] = [row | {"facts": all_right(run)} for row, run in zip(groups[name], runs)]
+    pooled = {name: sum(runs, []) for name, runs in said.items() if any(runs)}
+    panel = panel_of(out, rows, seeds, notes)
+    parts = [tabulate(groups, COLUMNS) + f"; {machine}"]
+    parts += [cost_table(panel[1])] if panel[1] else []
+    parts += [fact_table(pooled)] if pooled else []
+    more = [tabulate(groups, MORE_COLUMNS), difference_table(groups)]
+
+    example = "Greedy texts of two test sources:\n" + samples(texts, records[:2], WIDTH)
+    report = "\n\n".join([*parts, *more, example, *notes]) + "\n"
+    notes += attempt(f"{out}/report.txt", write_text, report)
+    notes += attempt(f"{out}/outputs.txt", write_text, samples(texts, records[:20]) + "\n")
+    notes += attempt(f"{out}/compare.png", plot_compare, [panel]) if panel[1] else []
+    best = max(rows, key=lambda row: row["val_reward"])
+    run = f"{home_of(out, seeds, best['seed'])}/{best['name']}"
+    return "\n\n".join([*parts, example, *notes, closing(out, run)])
+
+
+def run_report(row: dict) -> str:
+    """The table of one run, as --mode train prints it."""
+    return tabulate({row["name"]: [row]}, COLUMNS)
+
+
+def samples(texts: dict[str, list[list[str]]], records: list, width: int = 0) -> str:
+    """Each record's source and what each setting's first seed wrote for it; folded at `width`."""
+    lines = []
+    for i, record in enumerate(records):
+        lines.append(readable(record, record.source))
+        for name, runs in texts.items():
+            lines.append(f"  {name:<8} {readable(record, runs[0][i])}")
+    if width:
+        lines = [textwrap.fill(line, width, subsequent_indent=" " * 11) for line in lines]
+    return "\n".join(lines)
+
+
+def closing(out: str, run: str) -> str:
+    """What to open, and what to try next."""
+    name = data_of(out)
+    other = f"--vary p_m 0.1 0.4 --settings masked --data {shlex.quote(name)} --out out/vary"
+    if name == "forecast":
+        other = "--data forecast2 --out out/forecast2"
+    return f"""\
+Open   {out}/compare.png  reward against forward propagations
+       {out}/report.txt   all of this, more columns, differences with their errors
+       {out}/outputs.txt  twenty test sources with every setting's text
+Next   python train.py --mode sample --init {shlex.quote(run)}/best.pt
+       python train.py {other}"""
+
+
+def data_of(out: str) -> str:
+    """The data set of a comparison, as its config.json names it; else the folder's name."""
+    try:
+        with open(f"{out}/config.json", encoding="utf-8") as file:
+            return str(json.load(file)["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return out
+
+
+def vary_report(out: str, flag: str, rows: list[dict]) -> str:
+    """The table of a sweep, also in OUT/vary-FLAG.txt; its rows in OUT/vary-FLAG.json.
+
+    rows: rows as in results.json with two more fields, flag and value.
+    Raises OSError where the rows cannot be written.
+    """
+    write_text(f"{out}/vary-{flag}.json", json.dumps(rows, indent=1) + "\n")
+    groups, first, notes = {}, {}, []  # first: setting -> test rewards at its first value
+    for row in rows:
+        groups.setdefault((row["name"], str(row["value"])), []).append(row)
+    for (name, value), group in groups.items():
+        tested = {row["seed"]: row["test_reward"] for row in group}
+        less = paired(tested, first[name]) if name in first else ""
+        first.setdefault(name, tested)
+        reached = reached_by(f"{name}-{flag}_{value}", group, out, notes)
+        groups[name, value] = [row | {"value": value, "less": less} | reached for row in group]
+    columns = NAME | {"value": (flag, "{}", "")}
+    columns |= {key: COLUMNS[key] for key in ("val_reward", "test_reward")}
+    columns |= {
+        "less": ("less first", "{}", "test R less that of the setting's first value"),
+        "reach_fp": (f"FP to {LEVEL}", "{}", "FPs until validation first reached it (median)"),
+        "reach_seconds": ("s", "{}", "seconds until then")}
+    columns |= {key: COLUMNS[key] for key in ("slot_error", "fp", "seconds", "steps")}
+    text = "\n".join([tabulate(groups, columns), *notes])
+    return "\n".join([text, *attempt(f"{out}/vary-{flag}.txt", write_text, text + "\n")])
+
+
+def reached_by(folder: str, group: list[dict], out: str, notes: list) -> dict:
+    """What the runs of one value had spent when they reached LEVEL, as cells of the table."""
+    try:
+        curve = read_curve([f"{out}/seed{row['seed']}/{folder}" for row in group])
+    except InputError as error:
+        notes.append(str(error))
+        return {}
+    at = first_reach(curve, LEVEL)
+    if at is None:
+        return {"reach_fp": "never", "reach_seconds": "-"}
+    return {"reach_fp": f"{at['fp']:,.0f}", "reach_seconds": f"{at['seconds']:.1f}"}
+
+
+# -------------------------------------------------------------------------------------------------
+# Figures
+
+def pyplot():
+    """matplotlib.pyplot, set to draw into files and to look the same everywhere, whatever backend
+    a notebook has set and whatever a matplotlibrc asks for (LaTeX, which may not be installed)."""
+    os.environ["MPLBACKEND"] = "Agg"  # a name that matplotlib does not know stops its import
+    import matplotlib
+    import matplotlib.pyplot as plt
+    matplotlib.rcdefaults()
+    matplotlib.use("Agg")
+    return plt
+
+
+def tidy(axis, xlabel: str, ylabel: str = "") -> None:
+    """Name the axes; take away what does not inform."""
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(fig, path: str) -> None:
+    """Lay out, write and close a figure."""
+    try:
+        fig.tight_layout()
+        fig.savefig(path, dpi=180)
+    finally:
+        pyplot().close(fig)
+
+
+def panel_of(out: str, rows: list[dict], seeds: tuple, notes: list) -> tuple:
+    """A comparison as a panel: title, setting -> curve, and the base's validation reward."""
+    names = [name for name in unique(row["name"] for row in rows) if name != "base"]
+    curves = gather(read_curve, names, rows, out, seeds, notes)
+    base = [row["val_reward"] for row in rows if row["name"] == "base"]
+    title, ran = os.path.basename(data_of(out).rstrip("/")), len({row["seed"] for row in rows})
+    title += f", mean of {ran} seeds" if ran > 1 else ""
+    return title, curves, float(np.mean(base)) if base else None
+
+
+def plot_compare(path: str, panels: list[tuple]) -> None:
+    """Validation reward against FPs, a panel for each comparison (see panel_of)."""
+    size = (max(6.5, 4.5 * len(panels)), 3.9)
+    fig, axes = pyplot().subplots(1, len(panels), figsize=size, squeeze=False)
+    for axis, (title, curves, base) in zip(axes[0], panels):
+        tidy(axis, "forward propagations that sample (log scale)")
+        axis.set_title(title, fontsize=11, fontweight="bold")
+        plot_curves(axis, curves, base)
+        plot_saving(axis, curves)
+    axes[0][0].set_ylabel("reward of greedy texts, validation")
+    fig.tight_layout()  # names are placed where the axes will be
+    for axis in axes[0]:
+        write_beside(axis, name_curves(axis))
+    save_figure(fig, path)
+
+
+def plot_curves(axis, curves: dict, base: float | None) -> None:
+    """The curves of one panel; mle, which samples with no FP, has no place on the axis."""
+    axis.set_xscale("log")
+    for name, curve in curves.items():
+        seen = curve["fp"] > 0
+        look = dict(linewidth=1.1, markersize=3.5, zorder=2)
+        if name in STRONG:
+            look = dict(linewidth=2.2, markersize=5, zorder=3)
+        if seen.any():
+            axis.plot(curve["fp"][seen], curve["val_reward"][seen], label=name, **look,
+                      **style(name), markevery=max(1, seen.sum() // 8))
+    if base is not None:
+        axis.axhline(base, label="_base", color=style("base")["color"], linestyle=":")
+        axis.text(axis.get_xlim()[0], base, " base", va="bottom", fontsize=8, color="#555555")
+    low, high = axis.get_ylim()
+    axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= 1])
+    axis.set_ylim(low, high + 0.25 * (high - low))
+
+
+def plot_saving(axis, curves: dict) -> None:
+    """An arrow above the curves, from online to the cheapest setting where both reach one level."""
+    level = matched_level(curves)[0]
+    reached = {name: at["fp"] for name in STRONG if name in curves
+               and (at := first_reach(curves[name], level)) and at["fp"]}
+    cheapest = min(reached, key=reached.get, default="online")
+    if "online" not in reached or cheapest == "online":
+        return
+    left, right = reached[cheapest], reached["online"]
+    low, high = axis.get_ylim()
+    y = high - 0.1 * (high - low)
+    for x in (left, right):
+        axis.plot((x, x), (level, y), color="#999999", linewidth=0.8, label="_level", zorder=1)
+    axis.annotate("", (left, y), (right, y), arrowprops=dict(arrowstyle="->", linewidth=1.4))
+    axis.text(math.sqrt(left * right), y + 0.02 * (high - low), ha="center", fontsize=9,
+              s=f"reward {level:.2f}: {right / left:.0f}x fewer passes")
+
+
+def name_curves(axis) -> list[tuple]:
+    """What write_beside is to write: each curve's name at its end, strong settings first."""
+    named = [line for line in axis.lines if not line.get_label().startswith("_")]
+    named.sort(key=lambda line: line.get_label() not in STRONG)
+    return [(line.get_label(), line.get_xydata()[-1], line.get_color(), 8) for line in named]
+
+
+def write_beside(axis, texts: list[tuple]) -> list:
+    """Write (text, point, color, size), the first ones nearest to their points -> the artists. A
+    thin line leads to a text that had to move away from a crowded place."""
+    renderer, written = axis.figure.canvas.get_renderer(), []
+    frame = axis.get_window_extent(renderer)
+    curves = np.concatenate([pixels(line) for line in axis.lines])
+    taken = [text.get_window_extent(renderer) for text in axis.texts if text.get_text()]
+    for text, point, color, size in texts:
+        strong = dict(fontsize=10, fontweight="bold") if text in STRONG else dict(fontsize=size)
+        artist = axis.annotate(
+            text, point, (0, 0), textcoords="offset points", ha="center", va="center",
+            color=color, arrowprops=dict(arrowstyle="-", linewidth=0.6, color=color, shrinkB=2),
+            **strong)
+        box, at = artist.get_window_extent(renderer), axis.transData.transform(point)
+        shifts = itertools.product(np.linspace(-1, 1, 7) * (box.width / 2 + 8),
+                                   np.linspace(-9, 9, 37) * box.height)
+        shift = min(shifts, key=lambda shift: crowding(
+            box.translated(*shift), at, frame, curves, taken))
+        taken.append(box.translated(*shift))
+        written.append(artist)
+        artist.set_position(np.array(shift) * 72 / axis.figure.dpi)
+        artist.arrow_patch.set_visible(not taken[-1].padded(box.height).contains(*at))
+    return written
+
+
+def crowding(box, at, frame, curves: np.ndarray, taken: list) -> float:
+    """How bad a place `box` is for a text about the point `at`, all in pixels: over another text
+    (boxes in `taken`), out of the axes (`frame`), over a curve (points of `curves`), far away."""
+    overlaps = sum(box.padded(4).overlaps(other) for other in taken)
+    outside = not (frame.contains(*box.min) and frame.contains(*box.max))
+    hidden = ((curves > box.min - 4) & (curves < box.max + 4)).all(1).sum()
+    gap = np.maximum(box.min - at, at - box.max).clip(0)
+    centred = abs(box.x0 + box.x1 - 2 * at[0]) / 18
+    return 1e6 * overlaps + 1e4 * outside + 3 * hidden + np.hypot(*gap) + centred
+
+
+def pixels(line) -> np.ndarray:
+    """Points along a curve, 30 on each of its pieces, (P,2)."""
+    corners = line.get_transform().transform(line.get_xydata())
+    at = np.linspace(0, len(corners) - 1, 30 * len(corners))
+    return np.stack([np.interp(at, range(len(corners)), column) for column in corners.T], 1)
+
+
+def plot_spectrum(path: str, rows: list[dict]) -> None:
+    """Test reward against FPs: a line for each setting and refresh interval, p_m beside each
+    point; or for each setting and flag varied, its value beside each point."""
+    lines = {}  # what a line is called -> (setting, {a point's value: its rows})
+    for row in rows:
+        if row["fp"] <= 0:
+            continue
+        line, point = row["name"], row["p_m"]
+        line += f", every {row['refresh']}" if row["refresh"] else ""
+        if row.get("flag", "p_m") != "p_m":
+            line, point = f"{row['name']}, {row['flag']}", row["value"]
+        lines.setdefault(line, (row["name"], {}))[1].setdefault(point, []).append(row)
+    fig, axis = pyplot().subplots(figsize=(8, 5))
+    axis.set_xscale("log")
+    tidy(axis, "forward propagations that sample (log scale)", "test reward of greedy texts")
+    values = []
+    for line, (name, points) in lines.items():
+        xy = [np.mean([(row["fp"], row["test_reward"]) for row in group], 0)
+              for group in points.values()]
+        axis.plot(*zip(*xy), label=line, **style(name))
+        values += [(str(value), at, "black", 7) for value, at in zip(points, xy)]
+    fig.tight_layout()
+    write_beside(axis, values + name_curves(axis))
+    save_figure(fig, path)
+
+
+# -------------------------------------------------------------------------------------------------
+# Command line
+
+def read_rows(path: str) -> list[dict]:
+    """The rows of results.json or vary-FLAG.json; [] without such a file. Raises InputError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)
+        if all(set(ROW) <= set(row) for row in rows):
+            return rows
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError):
+        pass
+    raise InputError(f"{path}: expected rows as train.py writes them")
+
+
+def make_figure(folders: list[str], path: str, spectrum: bool) -> list[str]:
+    """Plot what the head of this file says -> notes on what is left out. Raises InputError."""
+    rows, panels, notes = [], [], []
+    for out in folders:
+        results = read_rows(f"{out}/results.json")
+        files = sorted(glob.glob(f"{glob.escape(out)}/vary-*.json"))
+        sweeps = [row for file in files for row in read_rows(file)]
+        if not results + sweeps:
+            raise InputError(f"{out}: expected results.json or vary-FLAG.json of train.py")
+        rows += results + sweeps
+        if results:
+            seeds = [row["seed"] for row in results
+                     if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
+            panels.append(panel_of(out, results, tuple(seeds), notes))
+    if spectrum or len(panels) < len(folders):
+        failed, notes = attempt(path, plot_spectrum, rows), []
+    elif not all(curves for _, curves, _ in panels):
+        raise InputError(" ".join(notes[:1]) or "expected a setting beside the base")
+    else:
+        failed = attempt(path, plot_compare, panels)
+    if failed:
+        raise InputError(failed[0])
+    return notes
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="lab.report", allow_abbrev=False)
+    parser.add_argument("out", nargs="+", help="folders of comparisons or sweeps")
+    parser.add_argument("--figure", required=True, help="the file to write, such as spectrum.png")
+    parser.add_argument("--spectrum", action="store_true", help="test reward of all rows")
+
+    def refuse(message: str):
+        raise InputError(message)
+
+    parser.error = refuse  # one line instead of two
+    try:
+        args = parser.parse_args(argv)
+        notes = make_figure(args.out, args.figure, args.spectrum)
+    except InputError as error:
+        print(f"lab.report: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join([*notes, f"wrote {args.figure}"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

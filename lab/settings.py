@@ -1,0 +1,200 @@
+"""The settings and the flags: what a run can be.
+
+A setting is a dict of flags, and no update asks for its name. To add one, add a line to SETTINGS,
+where `like` names the setting whose tuned flags it takes. To add a flag, add a line to Config.
+"""
+from dataclasses import dataclass, replace
+
+import data
+from data import InputError
+from lab.cli import check_ranges, check_tuned, flag, flags_of
+from lab.run import PLACES
+
+SETTINGS = {
+    # Imitation alone: what would more of the base's training have given?
+    "mle": dict(p_m=0.0, credit=0.0, refresh=0, num_static=1, kl_weight=0.0, mle_weight=1.0),
+    # Nothing is sampled: stored texts are ranked against each other.
+    "offline": dict(p_m=0.0, credit=1.0, refresh=0),
+    # The policy writes whole texts, a forward propagation a token.
+    "online": dict(p_m=1.0, observation="full", credit=0.0, refresh=0, num_static=1),
+    # Semi-offline, the model sees its own tokens.
+    "full": dict(observation="full", credit=0.0, refresh=0, num_static=1),
+    # Semi-offline, [MASK] where the model's own tokens go: the paper's method.
+    "masked": dict(refresh=0),
+    # The same without [MASK]: the old token stays visible to the columns behind it.
+    "static": dict(observation="static", like="masked"),
+    # Masked, on static texts that the policy writes anew every few updates (the first are stored).
+    "refresh": dict(credit=0.0),
+    # The same, and the static texts are ranked against each other, too.
+    "credit": dict(),
+    # That ranking alone, without masks: online learning that reuses its texts.
+    "reuse": dict(p_m=0.0),
+}
+USUAL = ("mle", "offline", "online", "full", "masked", "static", "refresh", "credit")
+
+
+@dataclass
+class Config:
+    # what to do
+    mode: str = flag("compare", "what to do", ("compare", "train", "eval", "sample", "candidates"))
+    data: str = flag("forecast", "forecast, forecast2, or a folder with {train,val,test}.jsonl")
+    out: str = flag("out", "the folder to write")
+    init: str = flag("", "checkpoint to start from, or to use")
+    resume: str = flag("", "folder of a run to go on with")
+    setting: str = flag("masked", "train: who provides the tokens; semi: as --refresh, --credit "
+                        "and --p_m say", ("semi", *SETTINGS))
+    settings: tuple = flag(USUAL, "compare: which settings", (*SETTINGS, "all"), str)
+    vary: tuple = flag((), "compare: a flag and its values, a row for each", (), str)
+    seed: int = flag(0, "seed of everything that is drawn", most=2 ** 63 - 1)
+    seeds: tuple = flag((), "compare: several seeds, each with a base of its own", (), int,
+                        most=2 ** 63 - 1)
+    # the method
+    p_m: float = flag(0.2, "probability that the model draws a token", most=1)
+    K: int = flag(16, "samples per source (online) or per static text (semi-offline)", least=1)
+    stored: str = flag("data", "which stored static texts: the first, by reward, or any",
+                       ("data", "best", "worst", "random"))
+    num_static: int = flag(1, "static texts per source and update (C)", least=1)
+    num_stored: int = flag(0, "with refresh: how many of the C static texts stay stored ones")
+    refresh: int = flag(0, "updates that static texts sampled from the policy serve; 0 = stored")
+    credit: float = flag(0.0, "weight of the ranking of the static texts against each other")
+    reward: str = flag("rouge", "rouge, bleu, chrf, slot, joined by + (their mean), or "
+                       "module:function")
+    baseline: str = flag("mean", "what is subtracted from the reward", ("mean", "loo"))
+    adv_scale: bool = flag(True, "divide advantages by their standard deviation per source")
+    length_norm: bool = flag(False, "divide a sample's log-probability by its actions")
+    mle_weight: float = flag(0.3, "weight of imitation during RL")
+    kl_weight: float = flag(0.1, "weight of KL(policy || base), summed over a text as RL feeds it")
+    temperature: float = flag(1.0, "sampling temperature", least=1e-3)
+    top_k: int = flag(0, "sample from the k likeliest tokens; 0 = all")
+    # optimization
+    steps: int = flag(100, "updates", least=1)
+    budget_fp: int = flag(0, "stop after this many sampling FPs; 0 = no limit")
+    batch_size: int = flag(32, "sources per batch", least=1)
+    accumulate: int = flag(1, "batches per update and process", least=1)
+    lr: float = flag(3e-4, "peak learning rate of RL")
+    # the base model
+    base_steps: int = flag(500, "updates of imitation before RL", least=1)
+    base_masked: float = flag(0.3, "the share of them, the last, in which [MASK] gets a meaning",
+                             most=1)
+    base_lr: float = flag(4e-3, "their peak learning rate")
+    base_batch: int = flag(32, "texts per update", least=1)
+    # the network and its texts
+    n_layer: int = flag(3, "blocks", least=1)
+    n_embd: int = flag(128, "width", least=1)
+    block_size: int = flag(128, "context: source, SEP and text, in tokens")
+    max_len: int = flag(0, "longest text in tokens with its end (T); 0 = the longest of the data")
+    vocab_size: int = flag(1000, "largest vocabulary: 256 bytes, merges, 4 special ids", least=260)
+    # evaluation and files
+    eval_every: int = flag(10, "updates between evaluations", least=1)
+    eval_size: int = flag(200, "validation sources used for that; 0 = all")
+    save_every: int = flag(100, "updates between checkpoints, at least", least=1)
+    source: str = flag("", "sample: a source text; by default the first of the test split")
+    device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
+    # no flags: what the setting or the base defines
+    observation: str = "masked"
+    n_head: int = 4
+    masked_from: int = 0  # the update from which half of the imitated rows have masks
+
+
+DEFAULTS = {  # where one setting differs from the Config above, on data that nobody tuned
+    "offline": dict(num_static=3),
+    "online": dict(K=8),
+    "full": dict(K=8),
+    "refresh": dict(refresh=8),
+    "credit": dict(refresh=8, num_static=4, credit=0.3),
+    "reuse": dict(refresh=8, num_static=4, credit=1.0),
+}
+QUICK = {  # --quick: a first look, instead of what the data set recommends
+    "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5,
+             batch_size=16, steps=10, mle_weight=0.1, kl_weight=0.0),
+    "masked": dict(steps=20, batch_size=32),
+    "refresh": dict(steps=40),
+    "credit": dict(steps=40),
+    "reuse": dict(steps=40),
+}
+NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
+BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_embd", "block_size",
+        "max_len", "vocab_size", "reward", "eval_size"}  # what a base depends on
+
+
+def setting_of(given: dict) -> str:
+    """The setting of --mode train; `semi` is the one that the other flags describe."""
+    name = given.get("setting", Config.setting)
+    if name != "semi":
+        return name
+    if not given.get("refresh"):
+        return "masked"
+    if given.get("p_m") == 0:
+        return "reuse"
+    return "credit" if given.get("credit") else "refresh"
+
+
+def make_config(given: dict, name: str = "") -> Config:
+    """The flags of one setting, lowest first: Config's defaults, DEFAULTS, what the data set
+    recommends, the flags that were given, and what defines the setting.
+
+    Raises InputError for values that no run could use."""
+    name, folder = name or setting_of(given), given.get("data", Config.data)
+    fixed = dict(SETTINGS[name])
+    like = fixed.pop("like", name)
+    tuned = QUICK if "quick" in given else data.flags_of(folder)
+    tuned = check_tuned(Config, tuned, SETTINGS, NOT_TUNING, BASE, f"{folder}/flags.json")
+    flags = {}
+    for layer in (DEFAULTS, tuned):
+        flags |= layer.get("", {}) | layer.get(like, {})
+    flags |= {key: value for key, value in given.items() if key != "quick"}
+    cfg = replace(Config(), **flags | fixed | {"setting": name})
+
+    check_ranges(cfg)
+    for key, holds, expected in (
+        ("p_m", name == "mle" or cfg.p_m + cfg.credit > 0, "above 0, or nothing is learned"),
+        ("n_embd", cfg.n_embd % cfg.n_head == 0, f"a multiple of {cfg.n_head}"),
+        ("max_len", cfg.max_len < cfg.block_size, f"less than block_size = {cfg.block_size}"),
+        ("K", cfg.K > 1 or cfg.baseline == "loo" or cfg.p_m == 0,
+         "at least 2 (one sample less its own mean is 0), or --baseline loo"),
+        ("num_static", cfg.num_static > 1 or cfg.credit == 0,
+         "at least 2, so that there is something to rank"),
+        ("num_stored", cfg.num_stored < cfg.num_static or cfg.refresh == 0,
+         f"less than num_static = {cfg.num_static}"),
+        ("refresh", cfg.refresh > 0 or name not in ("refresh", "credit", "reuse"),
+         f"at least 1 for {name}"),
+    ):
+        if not holds:
+            raise InputError(f"--{key} {getattr(cfg, key)}: expected {expected}")
+    return cfg
+
+
+def unused_flags(cfg: Config) -> set[str]:
+    """The flags that this setting fixes, or that change nothing in it."""
+    unused = set(SETTINGS[cfg.setting])
+    if cfg.setting == "mle":
+        unused |= {"stored", "baseline", "adv_scale", "length_norm", "budget_fp"}
+    if cfg.setting == "online":
+        unused |= {"stored"}
+    if cfg.p_m == 0:
+        unused |= {"K"}
+    if cfg.p_m == 0 and cfg.refresh == 0:
+        unused |= {"temperature", "top_k"}
+    if cfg.refresh == 0:
+        unused |= {"num_stored"}
+    if cfg.init:
+        unused |= {name for name in BASE if name.startswith("base_")}
+    return unused
+
+
+def ignored(cfg: Config, given: dict) -> set[str]:
+    """The given flags that change nothing; a value that the setting has anyway may be typed."""
+    fixed = {name for name, value in SETTINGS[cfg.setting].items() if given.get(name) == value}
+    return given.keys() & unused_flags(cfg) - fixed
+
+
+# Which flags a mode uses; the others are refused.
+CHECKPOINT = {"mode", "init", "data", "reward", "seed", "device"}
+SAMPLING = {"K", "temperature", "top_k"}
+USED = {
+    "compare": set(flags_of(Config)) - {"setting", "init", "resume", "source"} | {"quick"},
+    "train": set(flags_of(Config)) - {"settings", "seeds", "vary", "source"} | {"quick"},
+    "eval": CHECKPOINT | {"out"},
+    "sample": CHECKPOINT | SAMPLING | {"source", "p_m", "baseline", "adv_scale"},
+    "candidates": CHECKPOINT | SAMPLING | {"out"},
+}
