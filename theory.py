@@ -941,9 +941,9 @@ def unit_costs(T: int, L=16, rows=32):
 
 
 KINDS = {  # of data -> the setting that this project's results recommend, and why
-    "lengths fit the task": ("masked", "does online's work an update, for one pass a source"),
-    "lengths must change": ("refresh", "masked fills places that are left over by repeating"),
-    "several texts a source": ("credit", "ranks whole texts; offline first, it is best early"),
+    "lengths fit the task": ("masked", "as good as online's, for one pass a source"),
+    "lengths must change": ("refresh", "masked fills what is left over by repeating"),
+    "several texts a source": ("credit", "ranks whole texts; offline first: best early"),
     "nothing stored": ("refresh", "from the base's texts: train.py --mode candidates"),
 }
 
@@ -953,8 +953,8 @@ def print_plan(args) -> None:
     row, token, score = unit_costs(T)
     print(f"{B} sources, texts of {T} tokens, K = {K}, p_m = {p}; refresh every {N} updates; "
           f"offline, credit: {C} texts\nmeasured, {torch.get_num_threads()} thread(s): "
-          f"{row * 1e3:.2g} ms a training row, {token * 1e6:.2g} us a sampled token, "
-          f"{score * 1e6:.2g} us a scored text\n\n"
+          f"{row * 1e3:.2f} ms a training row, {token * 1e6:.0f} us a sampled token, "
+          f"{score * 1e6:.0f} us a scored text\n\n"
           "setting          FPs   gradient FPs   seconds   updates that the budget buys")
     settings = {  # FPs, gradient FPs, training rows, sampled tokens, scored texts of an update
         "offline": (B * C, 0, B * C, 0, 0),
