@@ -46,6 +46,7 @@ def test_two_processes_have_the_gradient_and_the_texts_of_accumulate_2(folder, b
     def step(*flags):
         runner, batches, reward = built(name, folder, base, *SAMPLED[name], *flags)
         runner.optimizer = torch.optim.SGD(runner.policy.model.parameters(), lr=1.0)
+        runner.step = runner.cfg.refresh  # where the first texts are sampled
         logs = train.update(runner, batches, reward)
         texts = [batch.static for _, batch in sorted(batches.current.items())]
         return runner.policy.model.state_dict(), texts, [log["rl"] for log in logs]

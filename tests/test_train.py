@@ -122,6 +122,39 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(folder, base):
     assert value(mle_weight=0.3, kl_weight=0.2) == pytest.approx(rl + 0.3 * mle + 0.2 * kl, rel=1e-4)
 
 
+@pytest.mark.parametrize("refreshed", [True, False])
+def test_ranked_texts_get_credit_for_the_tokens_that_they_kept(folder, base, refreshed):
+    """By hand: log-probabilities of the unmasked tokens. Refreshed texts at the temperature that
+    they were drawn at, without a last column, whose end may be a cut; stored ones with GOLD's
+    weights, each token's own probability, through which no gradient goes."""
+    runner, batches, reward = built("credit", folder, base, "--adv_scale", "false",
+                                    "--temperature", "0.8")
+    batch = batches.get(2)[0]
+    (B, C, T), V = batch.static.shape, runner.policy.tok.vocab_size
+    logits = torch.randn(B * C, T, V, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    mask = torch.rand(B * C, T, generator=torch.Generator().manual_seed(1)) < 0.3
+    scores, value = train.rank_static(runner.cfg, runner.policy, batch, logits, mask, reward,
+                                      refreshed)
+    assert torch.equal(scores, train.score(reward, runner.policy, batch.static, batch))
+    found, = torch.autograd.grad(value, logits)
+
+    never = torch.zeros(V).index_fill(0, torch.tensor([V - 4, V - 3, V - 1]), -torch.inf)
+    logp = ((logits + never) / (0.8 if refreshed else 1)).log_softmax(-1)
+    logp = logp.gather(-1, batch.static.view(B * C, T, 1))[..., 0]
+    total = 0.0
+    for b in range(B):
+        for c in range(C):
+            A = scores[b, c] - scores[b].mean()
+            for t in range(min(T - 1 if refreshed else T, batch.static_len[b, c])):
+                if not mask[b * C + c, t]:
+                    term = logp[b * C + c, t]
+                    total = total - A * term * (1 if refreshed else term.detach().exp()) / (B * C)
+    assert value.item() == pytest.approx(total.item(), rel=1e-4) and abs(total) > 1e-3
+    expected, = torch.autograd.grad(total, logits)
+    assert torch.allclose(found, expected.nan_to_num(0), atol=1e-6)
+
+
 def test_kl_holds_the_policy_to_the_base(folder, base):
     """With a large weight the policy stays; each row costs a second FP, whose tokens count too."""
     found = []
@@ -144,18 +177,22 @@ def test_every_parameter_learns_under_autocast(folder, base, monkeypatch, name):
     a refresh) must not be the ones that learn."""
     monkeypatch.setattr(train, "autocast", lambda _: torch.autocast("cpu", torch.bfloat16))
     runner, batches, reward = built(name, folder, base)
+    runner.step = runner.cfg.refresh  # where the first texts are sampled
     with train.autocast(None):
         train.loss(runner, batches, reward)[0].backward()
     for parameter, p in runner.policy.model.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), parameter
 
 
-def test_evaluation_disturbs_nothing(folder, base, tmp_path):
-    """After every update or hardly ever: the same weights, the same counts."""
-    flags = flags_of("credit")
-    rows = [run(folder, base, tmp_path / every, *flags, "--eval_every", every)
-            for every in ("1", "99")]
-    assert same(weights(tmp_path / "1/ckpt.pt"), weights(tmp_path / "99/ckpt.pt"))
+def test_evaluation_disturbs_nothing(folder, base, tmp_path, monkeypatch):
+    """After every update or at the end alone: the same weights, the same counts."""
+    rows = []
+    for often in (True, False):
+        monkeypatch.setattr(train.evaluate, "is_due", lambda cfg, step, often=often: often)
+        rows.append(run(folder, base, tmp_path / str(often), *flags_of("credit")))
+        evaluated = [line["val_reward"] is not None for line in metrics(tmp_path / str(often))]
+        assert sum(evaluated) == (7 if often else 2)
+    assert same(weights(tmp_path / "True/ckpt.pt"), weights(tmp_path / "False/ckpt.pt"))
     assert all(rows[0][key] == rows[1][key] for key in ("fp", "fp_grad", "fp_mle", "tokens"))
 
 
