@@ -13,7 +13,7 @@ import torch
 
 import lab.run
 from lab import cli, policy, processes, report
-from runs import (ROOT, Child, base, built, command, files, flags_of, folder,  # noqa: F401
+from runs import (ROOT, Child, base, built, command, flags_of, folder,  # noqa: F401
                   metrics, refused, run, same, state, weights)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -41,7 +41,7 @@ def group(work, folder, size=2) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_two_processes_have_the_gradient_and_the_texts_of_accumulate_2(folder, base, tmp_path, name):
+def test_two_processes_have_gradient_and_texts_of_accumulate_2(folder, base, tmp_path, name):
     """A step of SGD with rate 1 is the gradient; both processes have the same one, to the bit."""
     def step(*flags):
         runner, batches, reward = built(name, folder, base, *SAMPLED[name], *flags)
