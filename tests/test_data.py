@@ -11,8 +11,7 @@ import data
 from data import InputError, Record, e2e, forecast
 from data.tokenizer import Tokenizer
 
-SETTINGS = {"", "mle", "offline", "online", "full", "masked", "static", "refresh", "credit",
-            "reuse"}
+SETTINGS = {"", "mle", "offline", "online", "full", "masked", "refresh", "credit", "reuse"}
 
 
 # ---- the embedded task

@@ -60,7 +60,7 @@ def test_every_asset_is_shown_or_is_the_data_of_one():
 def test_files_and_functions_exist():
     """`module.name` is a name in that module, `Class.method` a method; files that are named exist."""
     for module, name in re.findall(rf"`({'|'.join(MODULES)})\.(\w+)`", README):
-        if name != "py":
+        if name not in ("py", "txt"):
             home = module if module in ("train", "sorl", "model", "theory") else f"lab.{module}"
             assert hasattr(importlib.import_module(home), name), f"{module}.{name}"
     for method in re.findall(r"`Batches\.(\w+)`", README):
@@ -83,7 +83,8 @@ def test_the_six_token_example_is_computed():
 
 
 def test_the_readme_is_read_in_fifteen_minutes():
-    assert len(README.split()) < 3200
+    prose = re.sub(r"```.*?```", "", README, flags=re.S)
+    assert len(prose.split()) < 3000
 
 
 def commands() -> list[str]:
@@ -155,6 +156,7 @@ def test_own_data_and_own_reward_as_shown(tmp_path, monkeypatch):
     """A run on them reports that reward."""
     own_data(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     train.main(["--mode", "train", *TINY, "--data", "my_folder", "--batch_size", "3", "--reward",
                 "my_reward:short", "--setting", "masked", "--out", "run"])
     lines = (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()
