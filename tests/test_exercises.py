@@ -39,6 +39,7 @@ def logits_of(*shape, seed=0):
 
 def same(tried: str, got, expected, within: float = 0.0) -> None:
     """One property: `got` is `expected`, a number for all of it or a tensor, to within `within`."""
+    assert got is not None, f"{tried}: got None, expected a number or a tensor"
     got, expected = torch.as_tensor(got), torch.as_tensor(expected)
     if expected.dim() == 0:
         expected = expected.expand_as(got)
