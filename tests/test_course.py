@@ -78,6 +78,14 @@ def test_the_handout_imports_and_every_exercise_is_blank(tmp_path, capsys):
     assert "cannot be written" in refused(capsys, "handout", "box")  # a student's work is kept
 
 
+FORGE = """
+
+def alive(fd):
+    try:
+        return os.fstat(fd) is not None
+    except OSError:
+        return False
+"""
 SUBMISSIONS = {  # file -> its text, and what is said of exercises; the others pass, but for 15
     # Every way to stop a grading, or to disturb it.
     "loops.py": (with_body("observe", "while True: pass"), {"02": "does it loop for ever?"}),
@@ -96,6 +104,9 @@ MORE = {
     "binary.py": ("\0\udcff", {"all": "cannot be imported"}),
     "imports.py": (with_body("observe", "import sorl; return sorl.observe(static, mask)"),
                    {"all": "uses sorl: write it without"}),
+    "forges.py": ("import os\n" + with_body(
+        "observe", "[os.write(fd, b'\\0\\0\\0\\6passed') for fd in range(3, 99) if alive(fd)]; "
+        "os._exit(0)") + FORGE, {"02": "ends the program"}),
     "finds.py": ("import sys\n" + with_body(
         "observe", "return sys.modules['sorl'].observe(static, mask, observation, mask_id)"),
         {"02": "AttributeError: 'NoneType'"}),
