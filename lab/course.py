@@ -27,6 +27,7 @@ import tempfile
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import data
@@ -123,10 +124,11 @@ def handout(folder: str) -> None:
 # One check, in a process of its own
 
 CHECKS, SOLUTIONS = {"test_exercises", "conftest", "runs"}, {"sorl", "train", "lab", "theory"}
-FENCE = CHECKS | SOLUTIONS | {"tests", "importlib", "inspect", "runpy", "open", "exec", "eval",
-                              "compile", "__import__"}
+FENCE = CHECKS | SOLUTIONS | {"tests", "importlib", "inspect", "runpy", "pathlib", "io", "gc",
+                              "ctypes", "builtins", "open", "exec", "eval", "compile", "__import__"}
 
 
+@lru_cache
 def load_checks():
     """tests/test_exercises.py, which runs on the module that it is given."""
     os.environ.pop("SORL", None)
@@ -253,10 +255,10 @@ def graded(path: str) -> dict:
     """One submission -> its points, what was said of each exercise, which code is a copy."""
     checks = load_checks()
     row = {"name": os.path.basename(os.path.normpath(path)), "points": 0, "copied": [], "said": {}}
-    strikes = 0
+    strikes, alone = 0, "my_update.py" if row["name"] == "my_update.py" else "my_sorl.py"
     with tempfile.TemporaryDirectory() as folder:
-        for ours, name in HANDED_IN.items():
-            file = path if os.path.isfile(path) and ours == "sorl.py" else f"{path}/{name}"
+        for name in HANDED_IN.values():
+            file = path if os.path.isfile(path) and name == alone else f"{path}/{name}"
             if os.path.isfile(file):
                 shutil.copy(file, f"{folder}/{name}")
         for number, (function, points) in exercises().items():

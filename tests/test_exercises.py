@@ -3,9 +3,10 @@
     cp sorl.py my_sorl.py          blank a function in it, write it again, then
     SORL=my_sorl python -m pytest -k exercise_03
 
-Exercise 15 is `loss` of train.py, in the module that UPDATE names. A check takes the module, and says at the first property that does not hold what was tried, what
-came out and what was expected. Every check passes on sorl.py, fails on the blanked function, and
-fails on the plausible mistakes listed beside it.
+Exercise 15 is `loss` of train.py, in the module that UPDATE names. A check takes the module, and
+says at the first property that does not hold what was tried, what came out and what was expected.
+Every check passes on ours, fails on the blanked function, and fails on the plausible mistakes
+listed beside it.
 """
 import importlib
 import math
