@@ -326,7 +326,7 @@ def grade(path: str) -> None:
 OURS = ("offline", "online", "masked", "static", "refresh", "credit")
 SEEDS = (0, 1, 2)  # of training; the median counts
 FREE = set(flags_of(Config)) - NOT_TUNING - BASE - {"eval_every"} | {"setting"}
-ALWAYS = {"mode": "train", "eval_every": 2}
+ALWAYS = {"mode": "train", "eval_every": 1}
 
 
 def secret_data(secret: int, folder: str) -> None:
