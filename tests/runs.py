@@ -48,9 +48,12 @@ def short_records(n: int) -> list[data.Record]:
     for i in range(n):
         place, sky = ("Oslo", "Rome", "Kyiv")[i % 3], skies[i % 5]
         records.append(data.Record(
-            f"{place} {sky} {i}", [f"{sky} in {place}, {i} knots", f"{i} knots and {sky} in {place}"],
+            f"{place} {sky} {i}",
+            references=[f"{sky} in {place}, {i} knots", f"{i} knots and {sky} in {place}"],
             target=[f"{sky} here", f"some wind in {place}"],
-            static=[f"{sky} in town, some wind", f"some wind in {place}", f"{i} knots and {sky} here"]))
+            static=[f"{sky} in town, some wind",
+                    f"some wind in {place}",
+                    f"{i} knots and {sky} here"]))
     return records
 
 
@@ -180,6 +183,6 @@ def built(name, folder, base, *flags):
     words = [*RUN, *flags_of(name), "--data", folder, *flags]
     cfg = train.make_config(train.parse_args(words, train.Config, {}))
     policy, before = (train.load_policy(base, torch.device("cpu")) for _ in range(2))
-    optimizer = train.make_optimizer(cfg, policy.model)
-    run, reward = train.Run(cfg, policy, "", optimizer, before.model.eval()), load_reward(cfg.reward)
+    optimizer, reward = train.make_optimizer(cfg, policy.model), load_reward(cfg.reward)
+    run = train.Run(cfg, policy, "", optimizer, before.model.eval())
     return run, train.Batches(cfg, data.load_dataset(folder)["train"], policy, reward), reward

@@ -15,7 +15,7 @@ import data
 from data.rewards import load_reward
 from data.tokenizer import Tokenizer
 from lab import settings
-from runs import (ROOT, RUN, TINY, base, built, command, files, flags_of, folder,  # noqa: F401
+from runs import (ROOT, TINY, base, command, files, flags_of, folder,  # noqa: F401
                   metrics, refused, run, same, short_records, state, weights)
 
 
@@ -111,7 +111,7 @@ def test_a_flag_without_effect_is_refused(capsys, base, folder, tmp_path, monkey
 
 def test_a_fixed_value_may_be_typed(folder, base, tmp_path):
     """What the setting says anyway is no mistake."""
-    run(folder, base, tmp_path, "--setting", "online", "--p_m", "1", "--refresh", "0", "--steps", "1")
+    run(folder, base, tmp_path, "--setting", "online", "--p_m", "1", "--refresh", "0")
 
 
 @pytest.mark.parametrize("flags, setting", [
@@ -130,7 +130,9 @@ def test_flags_in_order_lowest_first(tmp_path):
     """Defaults, what the data set recommends for all and for one setting, the command line, and
     what defines a setting."""
     path = dataset(tmp_path / "d", short_records(3), flags={
-        "": {"lr": 1, "p_m": 0.5, "K": 5}, "masked": {"K": 6, "refresh": 3}, "offline": {"p_m": .7}})
+        "": {"lr": 1, "p_m": 0.5, "K": 5},
+        "masked": {"K": 6, "refresh": 3},
+        "offline": {"p_m": 0.7}})
 
     def values(name, *words):
         given = train.parse_args(["--data", path, *words], train.Config, {})
@@ -139,7 +141,8 @@ def test_flags_in_order_lowest_first(tmp_path):
     assert values("masked") == (1.0, 0.5, 6, 0)
     assert values("full") == (1.0, 0.5, 5, 0) and values("static")[2] == 6  # like masked
     assert values("masked", "--K", "7", "--p_m", "0.1") == (1.0, 0.1, 7, 0)
-    assert values("offline")[1] == 0 and values("refresh")[3] == settings.DEFAULTS["refresh"]["refresh"]
+    assert values("offline")[1] == 0
+    assert values("refresh")[3] == settings.DEFAULTS["refresh"]["refresh"]
 
 
 @pytest.mark.parametrize("flags, expected", [
@@ -251,7 +254,8 @@ def test_a_comparison_is_reprinted_and_grows(folder, tmp_path, capsys):
     assert capsys.readouterr().out.split("setting ")[1] == first.split("setting ")[1]
     os.remove(tmp_path / "results.json")
     train.main([*words, "online", "reuse", "--kl_weight", "0.1"])
-    assert [row["name"] for row in rows_of(tmp_path / "results.json")] == ["base", "online", "reuse"]
+    rows = rows_of(tmp_path / "results.json")
+    assert [row["name"] for row in rows] == ["base", "online", "reuse"]
     assert os.path.getmtime(tmp_path / "reuse/ckpt.pt") == stamp
     line = refused(capsys, *words, "online", "--lr", "0.5")
     assert "online: holds a run of another config (kl_weight, lr)" in line
@@ -350,7 +354,7 @@ def test_eval_agrees_with_the_row_of_the_run(folder, base, tmp_path, capsys):
     row = run(folder, base, tmp_path / "run", "--lr", "0.05", "--steps", "30", "--setting", "mle")
     assert row["test_reward"] > 0
     capsys.readouterr()
-    train.main(["--mode", "eval", "--init", f"{tmp_path}/run/best.pt", "--out", str(tmp_path / "e")])
+    train.main(["--mode", "eval", "--init", f"{tmp_path}/run/best.pt", "--out", f"{tmp_path}/e"])
     figures = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:-1])
     for name, value in figures.items():
         assert float(value) == pytest.approx(row[name], abs=1e-4)
@@ -366,7 +370,8 @@ def test_eval_and_candidates_write_into_new_folders_alone(folder, base, tmp_path
         for out in (tmp_path / "run", tmp_path / "file", os.path.dirname(base)):
             assert "expected a new folder" in refused(
                 capsys, "--mode", mode, "--init", f"{tmp_path}/run/best.pt", "--out", str(out))
-        assert "cannot be made" in refused(capsys, "--mode", mode, "--init", base, "--out", "/proc/x")
+        line = refused(capsys, "--mode", mode, "--init", base, "--out", "/proc/x")
+        assert "cannot be made" in line
     train.main(["--mode", "eval", "--init", base])
     train.main(["--mode", "sample", "--init", base])
     assert files(tmp_path) == before
@@ -391,7 +396,7 @@ def test_candidates_are_ranked_and_trained_on(folder, base, tmp_path, capsys):
 
 
 def test_sample_shows_the_method_on_one_source(folder, base, tmp_path, capsys):
-    """With the data's texts for a source of the data, else from the greedy text, without rewards."""
+    """With the texts of the data where it has the source; else from the greedy text, unscored."""
     run(folder, base, tmp_path, "--p_m", "0.6")
     init, r = f"{tmp_path}/best.pt", data.load_dataset(folder)["val"][2]
     capsys.readouterr()
@@ -486,8 +491,9 @@ def test_long_texts_are_cut_and_counted(capsys, folder, base, tmp_path):
     assert "static texts are longer than 6 tokens and are cut" in out
     train.main([*words, str(tmp_path / "both"), "--settings", "masked", "--seeds", "0", "1"])
     assert capsys.readouterr().out.count("static texts are longer than 6") == 1
-    assert "source of" in refused(capsys, "--mode", "train", *TINY, "--data", folder, "--block_size",
-                                  "12", "--max_len", "10", "--out", str(tmp_path / "no"))
+    line = refused(capsys, "--mode", "train", *TINY, "--data", folder, "--block_size", "12",
+                   "--max_len", "10", "--out", str(tmp_path / "no"))
+    assert "source of" in line
 
 
 def test_a_reward_that_cannot_see_is_noted(capsys, tmp_path):
@@ -522,7 +528,7 @@ def test_closed_streams_and_no_asserts(folder, base, tmp_path, shell):
 
 @pytest.mark.slow
 def test_head(folder, base, tmp_path):
-    words = command(folder, base, tmp_path / "out", "--steps", "2000", "--eval_every", "500")
+    words = command(folder, base, tmp_path / "out", "--steps", "300", "--eval_every", "300")
     done = python("train.py", *words, shell='set -o pipefail; "$0" -u "$@" | head -n 1')
     assert done.returncode in (1, 130) and b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr and done.stdout.count(b"\n") == 1

@@ -13,7 +13,7 @@ import torch
 
 import lab.run
 from lab import cli, policy, processes, report
-from runs import (ROOT, Child, base, built, command, files, flags_of, folder,  # noqa: F401
+from runs import (ROOT, Child, base, built, command, flags_of, folder,  # noqa: F401
                   metrics, refused, run, same, state, weights)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -25,13 +25,13 @@ SAMPLED = {  # settings whose forward propagations differ, KL among them
 def group(work, folder, size=2) -> list[tuple[int, str, str]]:
     """work(rank) in processes that find each other as torchrun's do -> how each of them ended.
 
-    None hangs: after a minute all are ended, which no test takes for an answer."""
+    None hangs: after five minutes all are ended, which no test takes for an answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def body(rank):
-        signal.alarm(60)
+        signal.alarm(300)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         cli.time.sleep = lambda seconds: None  # it waits for torchrun, and there is none
@@ -41,11 +41,12 @@ def group(work, folder, size=2) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_two_processes_have_the_gradient_and_the_texts_of_accumulate_2(folder, base, tmp_path, name):
+def test_two_processes_have_gradient_and_texts_of_accumulate_2(folder, base, tmp_path, name):
     """A step of SGD with rate 1 is the gradient; both processes have the same one, to the bit."""
     def step(*flags):
         runner, batches, reward = built(name, folder, base, *SAMPLED[name], *flags)
         runner.optimizer = torch.optim.SGD(runner.policy.model.parameters(), lr=1.0)
+        runner.step = runner.cfg.refresh  # where the first texts are sampled
         logs = train.update(runner, batches, reward)
         texts = [batch.static for _, batch in sorted(batches.current.items())]
         return runner.policy.model.state_dict(), texts, [log["rl"] for log in logs]

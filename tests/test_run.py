@@ -327,7 +327,7 @@ def test_a_run_that_diverged_after_a_save_asks_for_another_folder(folder, base, 
 
 
 def test_a_run_keeps_out_of_what_is_not_its_own(folder, base, tmp_path, capsys):
-    """Another config, data set or base, foreign files, another mode: one line, and nothing moves."""
+    """Another config, data set or base, foreign files, another mode: one line, and all stays."""
     run(folder, base, tmp_path / "run")
     other_base = str(tmp_path / "other.pt")
     before = state(base)

@@ -56,14 +56,16 @@ def test_fp_of_an_update_are_those_of_the_texts_really_drawn(folder, base, name)
         return sorl.uniforms(shape, cfg.seed, runner.step, purpose)
     if cfg.refresh:
         n = C - cfg.num_stored
-        tokens = generate(policy.model, stored.src, stored.pad, T, uniforms("refresh", SOURCES, n, T),
+        u = uniforms("refresh", SOURCES, n, T)
+        tokens = generate(policy.model, stored.src, stored.pad, T, u,
                           temperature=cfg.temperature, top_k=cfg.top_k)
         sampled, read = (tokens != vocab_size - 4).sum(), SOURCES * C  # not PAD
     else:
         wide = torch.full((SOURCES, T), vocab_size - 4)
         wide[:, :stored.static.size(2)] = stored.static[:, 0]
         acts = uniforms("mask", SOURCES, T) < cfg.p_m
-        tokens = generate(policy.model, stored.src, stored.pad, T, uniforms("tokens", SOURCES, 3, T),
+        u = uniforms("tokens", SOURCES, 3, T)
+        tokens = generate(policy.model, stored.src, stored.pad, T, u,
                           static=wide, mask=acts, top_k=cfg.top_k)
         sampled, read = ((tokens != vocab_size - 4) & acts[:, None]).sum(), 0
     assert runner.count(train.update(runner, batches, reward))
@@ -76,7 +78,7 @@ def test_fp_of_an_update_are_those_of_the_texts_really_drawn(folder, base, name)
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("mle", "offline")])
 def test_every_setting_that_samples_learns_what_is_rewarded(folder, base, tmp_path, monkeypatch,
                                                             name):
-    """A reward for e's: twelve updates raise that of the samples (or of the texts they stem from)."""
+    """A reward for e's: twelve updates raise that of the samples or of refreshed texts."""
     (tmp_path / "letters.py").write_text(
         "def share(hypotheses, references, sources):\n"
         "    return [text.count('e') / max(1, len(text)) for text in hypotheses]\n")
@@ -119,20 +121,55 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(folder, base):
     rl = value(mle_weight=0)
     mle, kl = value(mle_weight=1) - rl, value(mle_weight=0, kl_weight=1) - rl
     assert mle > 1 and kl > 0.1 and abs(rl) > 1e-3
-    assert value(mle_weight=0.3, kl_weight=0.2) == pytest.approx(rl + 0.3 * mle + 0.2 * kl, rel=1e-4)
+    expected = rl + 0.3 * mle + 0.2 * kl
+    assert value(mle_weight=0.3, kl_weight=0.2) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("refreshed", [True, False])
+def test_ranked_texts_get_credit_for_the_tokens_that_they_kept(folder, base, refreshed):
+    """By hand: log-probabilities of the unmasked tokens. Refreshed texts at the temperature that
+    they were drawn at, without a last column, whose end may be a cut; stored ones with GOLD's
+    weights, each token's own probability, through which no gradient goes."""
+    runner, batches, reward = built("credit", folder, base, "--adv_scale", "false",
+                                    "--temperature", "0.8")
+    batch = batches.get(2)[0]
+    (B, C, T), V = batch.static.shape, runner.policy.tok.vocab_size
+    logits = torch.randn(B * C, T, V, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    mask = torch.rand(B * C, T, generator=torch.Generator().manual_seed(1)) < 0.3
+    scores, value = train.rank_static(runner.cfg, runner.policy, batch, logits, mask, reward,
+                                      refreshed)
+    assert torch.equal(scores, train.score(reward, runner.policy, batch.static, batch))
+    found, = torch.autograd.grad(value, logits)
+
+    never = torch.zeros(V).index_fill(0, torch.tensor([V - 4, V - 3, V - 1]), -torch.inf)
+    logp = ((logits + never) / (0.8 if refreshed else 1)).log_softmax(-1)
+    logp = logp.gather(-1, batch.static.view(B * C, T, 1))[..., 0]
+    total = 0.0
+    for b in range(B):
+        for c in range(C):
+            A = scores[b, c] - scores[b].mean()
+            for t in range(min(T - 1 if refreshed else T, batch.static_len[b, c])):
+                if not mask[b * C + c, t]:
+                    term = logp[b * C + c, t]
+                    total = total - A * term * (1 if refreshed else term.detach().exp()) / (B * C)
+    assert value.item() == pytest.approx(total.item(), rel=1e-4) and abs(total) > 1e-3
+    expected, = torch.autograd.grad(total, logits)
+    assert torch.allclose(found, expected.nan_to_num(0), atol=1e-6)
 
 
 def test_kl_holds_the_policy_to_the_base(folder, base):
     """With a large weight the policy stays; each row costs a second FP, whose tokens count too."""
     found = []
     for weight in ("0", "30"):
-        runner, batches, reward = built("masked", folder, base, "--lr", "0.01", "--kl_weight", weight)
+        runner, batches, reward = built("masked", folder, base, "--lr", "0.01",
+                                        "--kl_weight", weight)
         for _ in range(10):
             runner.count(train.update(runner, batches, reward))
         batch = batches.stored(0)
         before = train.Policy(runner.base, runner.policy.tok, runner.policy.T, runner.policy.device)
-        far = evaluate.spread(runner.policy, before, batch.sources, batch.static[:, 0])["kl_to_base"]
-        found.append((far, runner.counts))
+        far = evaluate.spread(runner.policy, before, batch.sources, batch.static[:, 0])
+        found.append((far["kl_to_base"], runner.counts))
     (free, cheap), (held, dear) = found
     assert 0 < held < free / 3 and dear["fp"] == 2 * cheap["fp"] == 80
     assert cheap["tokens"] < dear["tokens"] < 2 * cheap["tokens"]
@@ -144,18 +181,22 @@ def test_every_parameter_learns_under_autocast(folder, base, monkeypatch, name):
     a refresh) must not be the ones that learn."""
     monkeypatch.setattr(train, "autocast", lambda _: torch.autocast("cpu", torch.bfloat16))
     runner, batches, reward = built(name, folder, base)
+    runner.step = runner.cfg.refresh  # where the first texts are sampled
     with train.autocast(None):
         train.loss(runner, batches, reward)[0].backward()
     for parameter, p in runner.policy.model.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), parameter
 
 
-def test_evaluation_disturbs_nothing(folder, base, tmp_path):
-    """After every update or hardly ever: the same weights, the same counts."""
-    flags = flags_of("credit")
-    rows = [run(folder, base, tmp_path / every, *flags, "--eval_every", every)
-            for every in ("1", "99")]
-    assert same(weights(tmp_path / "1/ckpt.pt"), weights(tmp_path / "99/ckpt.pt"))
+def test_evaluation_disturbs_nothing(folder, base, tmp_path, monkeypatch):
+    """After every update or at the end alone: the same weights, the same counts."""
+    rows = []
+    for often in (True, False):
+        monkeypatch.setattr(train.evaluate, "is_due", lambda cfg, step, often=often: often)
+        rows.append(run(folder, base, tmp_path / str(often), *flags_of("credit")))
+        evaluated = [line["val_reward"] is not None for line in metrics(tmp_path / str(often))]
+        assert sum(evaluated) == (7 if often else 2)
+    assert same(weights(tmp_path / "True/ckpt.pt"), weights(tmp_path / "False/ckpt.pt"))
     assert all(rows[0][key] == rows[1][key] for key in ("fp", "fp_grad", "fp_mle", "tokens"))
 
 
@@ -195,7 +236,8 @@ def test_an_epoch_meets_every_record_once_and_epochs_differ():
               for epoch in range(3)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3
-    assert sorted(batch_indices(10, 25, 7, 0)) == sorted([*range(10)] * 2 + batch_indices(10, 5, 7, 4))
+    third = batch_indices(10, 5, 7, 4)
+    assert sorted(batch_indices(10, 25, 7, 0)) == sorted([*range(10)] * 2 + third)
 
 
 def test_a_static_text_is_no_reference_for_itself():
@@ -207,7 +249,8 @@ def test_a_static_text_is_no_reference_for_itself():
     others = [["a b d", "x y z"], ["a b c", "x y z"], ["a b c", "a b d"]]
 
     def references(setting, step=2, **flags):
-        cfg = train.make_config(dict(batch_size=2, setting=setting, refresh=2, num_static=3) | flags)
+        given = dict(batch_size=2, setting=setting, refresh=2, num_static=3) | flags
+        cfg = train.make_config(given)
         batches = train.Batches(cfg, records, policy, reward)
         batch = batches.stored(0, batches.num_sampled(step))
         found = dict(zip(batch.sources, batch.references))
@@ -224,7 +267,8 @@ def test_a_static_text_is_no_reference_for_itself():
 
 def test_samples_are_scored_with_the_references_of_their_static_text():
     """ids (B,C,T) and (B·C,K,T) alike; rewards of the wrong source or column would differ."""
-    records = [data.Record("s", ["a b c", "a b d", "x y z"]), data.Record("t", ["u v"], static=["w"])]
+    records = [data.Record("s", ["a b c", "a b d", "x y z"]),
+               data.Record("t", ["u v"], static=["w"])]
     tok = Tokenizer.train(["a b c d x y z s t u v w"] * 2, 300)
     policy = train.Policy(None, tok, 9, torch.device("cpu"))
     texts = [r.static * 3 for r in records]
