@@ -3,13 +3,17 @@
     cp sorl.py my_sorl.py          blank a function in it, write it again, then
     SORL=my_sorl python -m pytest -k exercise_03
 
-A check takes the module, and says at the first property that does not hold what was tried, what
-came out and what was expected. Every check passes on sorl.py, fails on the blanked function, and
-fails on the plausible mistakes listed beside it.
+Exercise 15 is `loss` of train.py, in the module that UPDATE names. A check takes the module, and
+says at the first property that does not hold what was tried, what came out and what was expected.
+Every check passes on ours, fails on the blanked function, and fails on the plausible mistakes
+listed beside it.
 """
+import importlib
 import math
+import os
 import types
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Callable
 
 import pytest
@@ -17,8 +21,12 @@ import torch
 import torch.nn.functional as F
 
 import sorl as real
+import train
 from conftest import V, prompts, sorl, tiny_model, uniform
+from data.rewards import load_reward
+from lab.policy import new_policy
 from model import draw, generate, log_probs
+from runs import RUN, flags_of, short_records
 
 PAD, EOS, MASK = 10, 12, 13  # of the tiny vocabulary: ten words, PAD, SEP, EOS, MASK
 TEXT = torch.tensor([[3, 1, 4, 1, 5, EOS, PAD], [2, 7, EOS, PAD, PAD, PAD, PAD]])
@@ -32,6 +40,7 @@ def logits_of(*shape, seed=0):
 
 def same(tried: str, got, expected, within: float = 0.0) -> None:
     """One property: `got` is `expected`, a number for all of it or a tensor, to within `within`."""
+    assert got is not None, f"{tried}: got None, expected a number or a tensor"
     got, expected = torch.as_tensor(got), torch.as_tensor(expected)
     if expected.dim() == 0:
         expected = expected.expand_as(got)
@@ -301,6 +310,64 @@ def check_14(sorl):
         same(f"{tried}, logp of what was decoded, which is not to be changed", decoded.logp, 0.0)
 
 
+LOSS_OF_A_BATCH = train.loss
+
+
+@lru_cache
+def two_policies():
+    """The policy and the base that KL is measured from: other weights, one tokenizer."""
+    records, policies = short_records(24), []
+    for seed in (0, 1):
+        cfg = train.make_config(train.parse_args([*RUN, "--seed", str(seed)], train.Config, {}))
+        policies.append(new_policy(cfg, {"train": records}, torch.device("cpu")))
+        with torch.no_grad():
+            for p in policies[-1].model.parameters():
+                p.mul_(3.0)
+    return policies
+
+
+def step_of(loss, cfg, step: int, i: int):
+    """One call of a `loss` -> its value, the gradient of all weights in a row, and the log."""
+    policy, base = two_policies()
+    policy.model.zero_grad()
+    run = train.Run(cfg, policy, "", None, base.model.eval(), step=step)
+    reward = load_reward(cfg.reward)
+    value, log = loss(run, train.Batches(cfg, short_records(24), policy, reward), reward, i)
+    holds(f"the loss in the setting {cfg.setting}", "no gradient", "one to the model",
+          value.requires_grad)
+    value.backward()
+    grads = [p.grad for p in policy.model.parameters() if p.grad is not None]
+    return value.detach(), torch.cat([grad.flatten() for grad in grads]), log
+
+
+def check_15(update):
+    """loss: in every setting, the value, the gradient and the counts of train.py's, to 1e-6."""
+    for name, step, i, more in (
+            ("mle", 1, 0, {}), ("masked", 3, 0, {}), ("masked", 1, 0, dict(masked_from=2)),
+            ("masked", 1, 1, dict(accumulate=2)), ("masked", 1, 0, dict(temperature=2.0, top_k=9)),
+            ("static", 0, 0, {}), ("masked worst", 0, 0, {}), ("masked best", 2, 0, {}),
+            ("offline", 0, 0, {}), ("masked ranked", 1, 0, {}), ("online", 1, 0, {}),
+            ("online alone", 2, 0, {}), ("full random", 0, 0, {}), ("refresh", 0, 0, {}),
+            ("credit", 2, 0, {}), ("credit", 3, 0, {}), ("reuse", 2, 0, dict(kl_weight=0.1))):
+        words = [*RUN, "--mle_weight", "0.4", *flags_of(name)]
+        cfg = replace(train.make_config(train.parse_args(words, train.Config, {})), **more)
+        tried = f"{' '.join(flags_of(name))}, update {step}, batch {i}"
+        tried += "".join(f", {key}={flag}" for key, flag in more.items())
+        expected, grad, expected_log = step_of(LOSS_OF_A_BATCH, cfg, step, i)
+        got, got_grad, log = step_of(update.loss, cfg, step, i)
+        for key in ("mle", "fp_mle", "rl"):
+            same(f"{tried}, log[{key!r}]", log[key], expected_log[key], 1e-6)
+        same(f"{tried}, the loss", got, expected, 1e-6)
+        same(f"{tried}, the length of its gradient", got_grad.norm(), grad.norm(), 1e-5)
+        same(f"{tried}, its gradient", got_grad, grad, 1e-6)
+        for key in sorted({"fp", "fp_grad"} & set(expected_log)):
+            same(f"{tried}, log[{key!r}]", log[key], expected_log[key])
+        for key in sorted({"rewards", "A", "rollout"} & set(expected_log)):
+            holds(f"{tried}, the log", f"no {key}", "what train.py's loss logs", key in log)
+            if key != "rollout":
+                same(f"{tried}, log[{key!r}]", log[key], expected_log[key], 1e-5)
+
+
 # --- plausible mistakes ---------------------------------------------------------------------------
 
 @dataclass
@@ -308,6 +375,7 @@ class Exercise:
     function: str
     check: Callable
     wrong: dict[str, Callable]  # what it gets wrong -> the function with this mistake
+    file: str = "sorl.py"  # where the function is
 
 
 def result(name: str, change: Callable) -> Callable:
@@ -502,6 +570,16 @@ def decoded_in_place(logits, static, mask, u, decoded=None, *how):
     return r
 
 
+def flags_changed(**flags) -> Callable:
+    """loss, with other flags: what forgets a flag, or takes it for another."""
+    return lambda run, *args: LOSS_OF_A_BATCH(replace(run, cfg=replace(run.cfg, **flags)), *args)
+
+
+def loss_changed(change: Callable) -> Callable:
+    """loss, its value and its log changed."""
+    return lambda *args: change(*LOSS_OF_A_BATCH(*args))
+
+
 def words_and_end(u, lengths):
     return torch.arange(u.size(1)) < lengths[:, None]
 
@@ -668,7 +746,34 @@ EXERCISES = {
             real.act(l, s, m, u) if d is None else real.act(l, s, m, u, d, *how)),
         "no gradient": result("act", lambda r: replace(r, logp=r.logp.detach())),
         "writes into what was decoded": decoded_in_place}),
+    "15": Exercise("loss", check_15, {
+        "climbs down": loss_changed(lambda value, log: (-value, log)),
+        "no gradient": loss_changed(lambda value, log: (value.detach(), log)),
+        "a sum, not a weighted one": flags_changed(mle_weight=1.0),
+        "no imitation": flags_changed(mle_weight=0.0),
+        "no ranking of static texts": flags_changed(credit=0.0),
+        "ranking at full weight, always": flags_changed(credit=1.0),
+        "no distance from the base": flags_changed(kl_weight=0.0),
+        "always the mean as baseline": flags_changed(baseline="mean"),
+        "never scales": flags_changed(adv_scale=False),
+        "never normalises": flags_changed(length_norm=False),
+        "forgets the temperature": flags_changed(temperature=1.0),
+        "forgets top-k": flags_changed(top_k=0),
+        "always [MASK]": flags_changed(observation="masked"),
+        "never [MASK]": flags_changed(observation="static"),
+        "a rate of its own": flags_changed(p_m=0.2),
+        "masks imitated rows from the first update on": flags_changed(masked_from=0),
+        "never masks imitated rows": flags_changed(masked_from=10 ** 6),
+        "other random numbers": flags_changed(seed=7),
+        "always the first batch": lambda run, batches, reward, i=0: LOSS_OF_A_BATCH(
+            run, batches, reward, 0),
+        "always the first update": lambda run, *args: LOSS_OF_A_BATCH(replace(run, step=0), *args),
+        "counts no FP": loss_changed(lambda value, log: (value, log | dict(fp=0)))},
+        file="train.py"),
 }
+UPDATE = importlib.import_module(os.environ.get("UPDATE", "train"))
+STUDENTS = {"sorl.py": sorl, "train.py": UPDATE}
+REAL = {"sorl.py": real, "train.py": train}
 
 
 # --- the tests ------------------------------------------------------------------------------------
@@ -676,7 +781,8 @@ EXERCISES = {
 @pytest.mark.parametrize(
     "number", EXERCISES, ids=[f"exercise_{n}_{e.function}" for n, e in EXERCISES.items()])
 def test_solved(number):
-    EXERCISES[number].check(sorl)
+    e = EXERCISES[number]
+    e.check(STUDENTS[e.file])
 
 
 def blank(*args, **kwargs):
@@ -692,7 +798,7 @@ MISTAKES = [(number, name, mistake) for number, e in EXERCISES.items()
 def test_a_mistake_is_seen(number, name, mistake):
     """The check passes on sorl.py, and fails, saying why, where this function has the mistake."""
     e = EXERCISES[number]
-    copy = types.SimpleNamespace(**vars(real) | {e.function: mistake})
+    copy = types.SimpleNamespace(**vars(REAL[e.file]) | {e.function: mistake})
     text = TEXT.clone()
     error = NotImplementedError if mistake is blank else AssertionError
     try:
@@ -713,6 +819,6 @@ def test_what_a_student_reads():
 
 def test_exercises_are_enough():
     counts = {e.function: len(e.wrong) for e in EXERCISES.values()}
-    assert len(EXERCISES) == 14 and min(counts.values()) >= 4
+    assert len(EXERCISES) == 15 and min(counts.values()) >= 4
     assert min(counts["rollout_one_pass"], counts["advantage"]) >= 10
     assert min(counts["feed"], counts["act"]) >= 6
