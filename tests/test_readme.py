@@ -92,7 +92,7 @@ def commands() -> list[str]:
     found = re.findall(r"(?:^|&& |`)((?:SORL=\S+ )?(?:python|torchrun)\s(?:[^`\n#]*\\\n)*[^`\n#]*)",
                        re.sub(r"`([^`\n]*)\n([^`\n]*)`", r"`\1 \2`", README), re.M)
     return list(dict.fromkeys(" ".join(line.replace("\\\n", " ").split()) for line in found
-                              if "…" not in line))
+                              if "…" not in line and line != "python"))  # ```python
 
 
 def shortened(line: str, folder: str) -> list[str]:
