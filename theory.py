@@ -11,13 +11,13 @@ results earns one reward R at its end. This is the semi-offline process; p = 1 i
 writes all tokens and reads its own. The state before an action is (M_0..M_t, the tokens so far).
 With few tokens and short texts every expectation is a finite sum.
 
-An observation is what the model is shown of all this before it acts:
+An observation is what the model is shown before it acts:
     full           the state (the setting `full` of sorl.py shows its tokens, without the coins)
     masked         the coins, the static tokens that stand, and [MASK] for the model's own
     static         the static tokens so far, without the coins, like the setting of sorl.py
     static+coins   the static tokens so far and the coins
     blind          the position alone
-It is causal if it shows no later coin or token, one-pass if nothing that it shows depends on an
+It is causal if it shows nothing that comes later, one-pass if it shows nothing that depends on an
 action, and made from the state if it is a function of it. A static token that was replaced is not
 in the state, but static shows it: so static can beat full.
 
@@ -118,8 +118,8 @@ def visible(y, M):
     return tuple(HIDDEN if coin else token for token, coin in zip(y, M))
 
 
-# What is seen before the action at t, of static text y, coins M and the text so far. `full` is the
-# state; `lookahead` also knows all coins and visible tokens to come.
+# What is seen before the action at t, of static text y, coins M and the text so far. `lookahead` is
+# not causal: it also knows all coins and visible tokens to come.
 SEES = {
     "full": lambda y, M, text, t: (M[:t + 1], text[:t]),
     "masked": lambda y, M, text, t: (M[:t + 1], visible(y[:t], M)),
@@ -128,7 +128,7 @@ SEES = {
     "blind": lambda y, M, text, t: (),
     "lookahead": lambda y, M, text, t: (M, visible(y, M), text[:t]),
 }
-ONE_PASS = ("masked", "static+coins", "static", "blind")  # nothing seen depends on an action
+ONE_PASS = ("masked", "static+coins", "static", "blind")
 
 
 def texts(T: int, k: int = 2) -> list:
@@ -358,11 +358,6 @@ def expected(model, process, seen: str):
     return (prior[..., None] * law(model, process.T, seen) * R.flatten()).sum()
 
 
-def deployed(model, process) -> float:
-    """E R when the GPT writes alone and reads its own tokens, exact."""
-    return float(expected(model, replace(process, p=1.), "full").detach())
-
-
 def train_gpt(process, seen: str, updates=150, refresh=0, seed=0, rows=64, K=8) -> GPT:
     """The method's loop, seen: masked or static. The static texts are stored ones, drawn from D;
     with refresh = n the policy writes them anew at updates n, 2n, ... Lengths are fixed."""
@@ -497,7 +492,7 @@ def p3_finest(quick):
                 [min(worst), worst.count(min(worst)), min(mean), mean.count(min(mean))],
                 [1, 10, .5, 1], verdict=FALSE)
     task = hidden_tells(.5)
-    yield equal("Not causal: who knows the coins to come earns more",
+    yield equal("... without causality: who knows the coins to come earns more",
                 "best policy, D(000) = D(111), R = 1[Y_1 = Y_2]: knows all coins; masked",
                 [planned_value(task, "lookahead"), best_in_class(task, "masked")],
                 [1, .9375], verdict=BREAKS)
@@ -514,7 +509,7 @@ def p4_worth(quick):
 
 
 def full_J(tau):
-    """The highest E R + tau * entropy in the copy task at p = 1: the Gibbs policy's, exp(R / tau)."""
+    """The highest E R + tau * entropy in the copy task, p = 1: the Gibbs policy's, exp(R / tau)."""
     return tau * np.log(2 * np.exp(1 / tau) + 2)
 
 
@@ -533,16 +528,13 @@ def masked_J(tau):
 
 
 def p5_price(quick):
-    """What masking costs a policy that must stay random: neighbours cannot agree"""
+    """Copy task, p = 1, E R + tau * entropy: neighbours drawn in one pass cannot agree"""
     yield equal("A random policy loses nothing by masking",
-                "copy task, p = 1, tau = 1: E R + tau * entropy, full, masked",
-                [full_J(1), masked_J(1)[0]], [2.006409, 1.886294], 5e-7, FALSE)
-    yield equal("It costs most near tau = .43, before all agreement ends at 1/2",
-                "difference at tau = .1 .25 .41 .43 .45 .5 1 2",
-                [full_J(tau) - masked_J(tau)[0] for tau in (.1, .25, .41, .43, .45, .5, 1, 2)],
-                [.0693, .1680, .2268, .2278, .2270, .2169, .1201, .0619], 5e-5)
+                "full less masked, tau = .25 .41 .43 .45 .5 1: most near .43",
+                [full_J(tau) - masked_J(tau)[0] for tau in (.25, .41, .43, .45, .5, 1)],
+                [.1680, .2268, .2278, .2270, .2169, .1201], 5e-5, FALSE)
     m = [masked_J(tau)[1] for tau in (.25, .49, .51)]
-    yield equal("... they agree by m = tanh(m / 2 tau), not at all above tau = 1/2",
+    yield equal("The tokens agree by m = tanh(m / 2 tau), not at all above tau = 1/2",
                 "m at tau = .25 .49 .51; tanh(m / 2 tau) - m at the first two",
                 [*m, math.tanh(m[0] / .5) - m[0], math.tanh(m[1] / .98) - m[1]],
                 [.9575, .2430, 0, 0, 0], 5e-5)
@@ -563,7 +555,6 @@ def p6_ceilings(quick):
                 [best_in_class(coins, phi) for phi in ONE_PASS], [.51, .51, .42, .42])
     values = []
     for process, seen in product((tells, coins), ("masked", "static")):
-        progress(f"P6: a GPT that sees {seen}")
         values.append(expected(train_gpt(process, seen, K=16), process, seen).item())
     yield equal("The GPT climbs to just that",
                 "first world: masked, static; second world", values, [.9375, 1, .51, .42], .006)
@@ -580,10 +571,9 @@ def p7_eps(quick):
 
 
 def asymptotic_bound(eps) -> float:
-    """R sum_u (u+1) eps_u for R = 1: what planning in the phi-model loses at most.
-
-    Of two states that look alike the rarer has a probability of at most 1/2, so eps_u >= 1 where
-    anything is hidden. A hidden token, u >= 1, makes the bound at least 2R: it is true by size."""
+    """R sum_u (u+1) eps_u for R = 1: what planning in the phi-model loses at most. Of two states
+    that look alike the rarer has a probability of at most 1/2, so eps_u >= 1 where anything is
+    hidden. A hidden token, u >= 1, makes the bound at least 2R: it is true by size."""
     return sum((u + 1) * e for u, e in enumerate(eps))
 
 
@@ -635,9 +625,9 @@ def overfitting_bound(T, observations, n, k=2, delta=.05) -> float:
 
 @lru_cache(maxsize=None)
 def overfitting(n: int, seed: int, gpt: bool) -> float:
-    """(train - test) - (train* - test*): the value on the n static texts that a policy is made
-    from, less its value in the world, less the same of the world's best policy, which is chance, 0
-    on average. gpt: a masked GPT; else the best masked policy, found as full's (P4).
+    """(train - test) - (train* - test*), of a policy made from n static texts and of the best one
+    (*), which is 0 on average. train: the value on these n texts; test: in the world they are from.
+    gpt: a masked GPT; else the best masked policy, found as full's (P4).
 
     k = 4, R = 1[Y_0 = Y_1]: Y_0 is chosen before y_1 is seen, so the sample's most frequent y_1
     is a tempting bet."""
@@ -645,7 +635,6 @@ def overfitting(n: int, seed: int, gpt: bool) -> float:
     counts = np.random.default_rng((seed, n)).multinomial(n, list(test.D.values()))
     train = replace(test, D={y: c / n for y, c in zip(test.D, counts) if c})
     if gpt:
-        progress(f"P11: a GPT on {n} texts")
         model = train_gpt(train, "masked")
         values = [expected(model, q, "masked").item() for q in (train, test)]
     else:
@@ -674,7 +663,7 @@ def p11_overfitting(quick):
                 [3, 7, 26, 42], verdict=FALSE)
     task, rng = copy_task(.9), np.random.default_rng(11)
     P, losses, shares = phi_model(task, "masked"), set(), []
-    yield equal("It falls like n^-1/2", "copy task, masked, n = 1000, 100000: bound",
+    yield equal("The bound falls like n^-1/2", "copy task, masked, n = 1000, 100000: bound",
                 [overfitting_bound(2, size(P), n) for n in (10 ** 3, 10 ** 5)],
                 [.2274, .02274], 5e-5)
     for n in (10 ** 3, 10 ** 5):
@@ -692,9 +681,9 @@ def p11_overfitting(quick):
                 f"n = {' '.join(map(str, runs))}: best masked policy", planner)
     yield falls("... the GPT's does to n = 32; beyond it is noise of 3 seeds",
                 f"n = {' '.join(map(str, [*runs][:3]))}: GPT", gpt[:3], .02)
-    yield falls("The bound tells how large (half of it; not proved for this gap)",
-                "half bound / GPT's, the least; and 5", [min(bounds / gpt), 5], verdict=FALSE)
-
+    yield falls("Half the bound, not proved for this gap, tells how large it is",
+                "half the bound / the GPT's gap, the least; and 5", [min(bounds / gpt), 5],
+                verdict=FALSE)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -712,17 +701,16 @@ def written_alone(process, coin: int) -> tuple:
 
 
 def loss_and_bound(process):
-    """R* - R of what is written alone, and R* (1 - p^(T-1)).
-
-    The bound needs a D of independent tokens, in which every prefix that is written occurs. Then a
-    state is worth what its text and last coin are. Behind the best action its worth is the mean
-    over the next coin, and coin 1, which may choose, is worth no less than coin 0: it never falls
-    along that text. At its start, M_0 = 1, it is at least R* p^(T-1): all other coins may be 1."""
+    """R* - R of what is written alone, and R* (1 - p^(T-1)). The bound needs a D of independent
+    tokens, in which every prefix that is written occurs. Then the text so far and the last coin
+    decide what a state is worth: behind the best action, the mean over the next coin. Coin 1, which
+    may choose, is worth no less than coin 0, so this never falls along the text that is written.
+    At its start, M_0 = 1, it is at least R* p^(T-1), since all other coins may be 1."""
     best = max(process.R.values())
     return best - process.R[written_alone(process, 0)], best * (1 - process.p ** (process.T - 1))
 
 
-KEPT = ("stored", "uniform", "refreshed")  # static texts: from D; of any kind; the policy's
+KEPT = ("stored", "uniform", "refreshed")  # texts: from D; all alike; the policy's, every 4 updates
 RATES = (.2, .4, .6, .9)  # of the coins, in training
 
 
@@ -736,37 +724,35 @@ def use_runs(quick: bool) -> dict:
         if kept == "uniform":
             process.D = dict.fromkeys(process.R, 1 / 4)
         runs = [train_gpt(process, "masked", refresh=refresh, seed=seed) for seed in range(3)]
-        lost[task, kept].append(1 - np.mean([deployed(model, process) for model in runs]))
+        alone = replace(process, p=1.)  # online: it writes all tokens, and reads them
+        values = [expected(model, alone, "full").item() for model in runs]
+        lost[task, kept].append(1 - np.mean(values))
     return lost
 
 
 def p13_use(quick):
-    """In training a model reads static text and [MASK]; in use it reads what it wrote"""
+    """A policy of stored texts, used: it reads what it wrote in place of static text and [MASK]"""
     rng, excess, differ = np.random.default_rng(13), [], 0
     for T in (2, 3, 4):
         found = [random_process(rng, T, product_D=True) for _ in range(5 if quick else 20)]
         differ += sum(written_alone(q, 0) != written_alone(q, 1) for q in found)
         found.append(threshold_task(.5 ** (1 / (T - 1)), T))
         excess.append(max(loss - bound for loss, bound in map(loss_and_bound, found)))
-    yield equal("D independent, with what it writes: loses R* (1 - p^(T-1)) at most",
-                "texts that depend on how its tokens are shown; largest loss - bound, T = 2 3 4",
+    yield equal("D shows its prefixes: alone it loses R* (1 - p^(T-1)) at most",
+                "independent D: texts changed by coin 0 for 1; largest loss - bound, T = 2 3 4",
                 [differ, *excess], [0, 0, 0, 0])
-    yield equal("... without: D is 00 only, and it reads the 1 that it wrote",
+    yield equal("... without: D shows 00 only, and it reads the 1 that it wrote",
                 "threshold task, T = 2, p = .8: loss, bound",
                 [*loss_and_bound(threshold_task(.8, 2))], [1, .2], verdict=BREAKS)
-    lost = {key: losses[0] for key, losses in use_runs(quick).items()}
     lost = {key: losses[0] for key, losses in use_runs(quick).items()}
     mended = max(lost[coins_matter, "uniform"], lost[coins_matter, "refreshed"])
     yield falls("... the GPT fails so; texts with all prefixes or of its own mend it",
                 "coins_matter, p = .2: R* - R alone, stored; uniform or refreshed, the larger",
                 [lost[coins_matter, "stored"], mended], .2)
-    yield equal("On stored texts, what follows is theirs, so a bet on itself fails",
-                "bet, p = .2: R* - R alone, best policy, GPT; GPT, refreshed every 4",
-                [loss_and_bound(bet(.2))[0], lost[bet, "stored"], lost[bet, "refreshed"]],
-                [.3, .3, 0], .02)
-    yield falls("... and all prefixes are not enough: texts must become its own",
-                "bet, p = .2: R* - R alone, uniform texts, refreshed every 4",
-                [lost[bet, kept] for kept in ("uniform", "refreshed")], .05)
+    yield equal("Where texts are not its own, a bet on its next token fails",
+                "bet, p = .2: R* - R alone, best policy; GPT, stored; uniform; refreshed texts",
+                [loss_and_bound(bet(.2))[0], *(lost[bet, kept] for kept in KEPT)],
+                [.3, .3, .3, 0], .02)
 
 
 
@@ -825,38 +811,37 @@ def directions() -> dict:
         J = expected(model, replace(process, p=p), seen)
         return torch.cat([g.flatten() for g in torch.autograd.grad(J, [*model.parameters()])])
 
-    def cosine(a, b):
-        return float(torch.nn.functional.cosine_similarity(a, b, 0))
-
+    cosine = torch.nn.CosineSimilarity(0)
     rng, found, agree = np.random.default_rng(15), defaultdict(list), []
     for i in range(80):
-        progress(f"P15: gradients of GPT {i}")
         process, model = random_process(rng), tiny_gpt(2, 3, seed=i).double()
-        own = law(model, 3, "full")[0, -1].tolist()  # all coins 1
-        fresh = replace(process, D=dict(zip(texts(3), own)))
+        alone = law(model, 3, "full")[0, -1].tolist()  # all coins 1
+        fresh = replace(process, D=dict(zip(texts(3), alone)))
         online = gradient(process, "full", 1.)
         for name, D, seen in (("full", process, "full"), ("static", process, "static"),
                               ("masked", process, "masked"), ("refresh", fresh, "masked")):
-            found[name].append([cosine(gradient(D, seen, p), online) for p in COSINE_RATES])
+            found[name].append(
+                [cosine(gradient(D, seen, p), online).item() for p in COSINE_RATES])
         full, *others = [gradient(process, seen, 1e-4) for seen in ("full", "static", "masked")]
-        agree += [cosine(full, other) for other in others]
+        agree += [cosine(full, other).item() for other in others]
     return {name: np.mean(rows, 0) for name, rows in found.items()} | {"agree": min(agree)}
 
 
 def p15_direction(quick):
     """Where the gradients of the settings point, compared with online's"""
-    found = directions()
-    full, static, masked, refresh = (
-        dict(zip(COSINE_RATES, found[name])) for name in ("full", "static", "masked", "refresh"))
+    found, at = directions(), COSINE_RATES.index
+    full, static, masked, refresh = (found[k] for k in ("full", "static", "masked", "refresh"))
     yield falls("What a setting hides turns its gradient away from online's",
                 "cosine at p = .5: full, static, masked; at p = 1: masked",
-                [full[.5], static[.5], masked[.5], masked[1.]])
+                [full[at(.5)], static[at(.5)], masked[at(.5)], masked[at(1.)]])
     yield equal("At small p full, static and masked point the same way",
-                "p = .0001: least cosine of static or masked with full", [found["agree"]], [1], 1e-5)
-    yield falls("... and that is the way of online, whatever the texts around it",
-                "p = .05: 1, cosine of full with online", [1, full[.05]], .1, FALSE)
+                "p = .0001: least cosine of static or masked with full",
+                [found["agree"]], [1], 1e-5)
+    yield falls("... and this common way is online's", "p = .05: 1, cosine of full with online",
+                [1, full[at(.05)]], .1, FALSE)
     yield falls("At small p texts of the policy itself turn masked back to online",
-                "masked, p = .1: refreshed texts, stored texts", [refresh[.1], masked[.1]], .1)
+                "masked, p = .1: refreshed texts, stored texts",
+                [refresh[at(.1)], masked[at(.1)]], .1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -878,15 +863,12 @@ def plot_cost(quick):
 
 
 def plot_price(quick):
-    fig, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6))
-    taus = np.linspace(.05, 2, 40)
-    full, (masked, m) = full_J(taus), np.transpose([masked_J(tau) for tau in taus])
-    left.plot(taus, full, **style("full") | dict(marker=""), label="full")
-    left.plot(taus, masked, **style("masked") | dict(marker=""), label="masked")
-    right.plot(taus, full - masked, color="black", label="full less masked")
-    right.plot(taus, m / 4, color="gray", linestyle=":", label="m / 4: how far the two agree")
-    tidy(left, "entropy weight $\\tau$", "E R + $\\tau$ entropy, copy task")
-    tidy(right, "entropy weight $\\tau$", "price of masking; agreement")
+    fig, axis = pyplot().subplots(figsize=(5.5, 3.6))
+    taus = np.linspace(.05, 2, 79)
+    masked, m = np.transpose([masked_J(tau) for tau in taus])
+    axis.plot(taus, full_J(taus) - masked, color="black", label="price: full less masked")
+    axis.plot(taus, m / 4, color="gray", linestyle=":", label="m / 4: how far the two agree")
+    tidy(axis, "entropy weight $\\tau$", "E R + $\\tau$ entropy, copy task")
     return fig
 
 
@@ -902,7 +884,8 @@ def plot_bounds(quick):
     left.set(title="asymptotic error", xlim=(0, max(bounds) + .5))
     tidy(left, "bound", "reward that is lost")
     runs = overfitting_runs(quick)
-    looks = {"bound": dict(color="black"), "masked, best policy": style("masked") | dict(marker=""),
+    looks = {"half the bound": dict(color="black"),
+             "masked, best policy": style("masked") | dict(marker=""),
              "masked, GPT": style("masked") | dict(linestyle="")}
     for label, values in zip(looks, np.transpose(list(runs.values()))):
         right.plot(list(runs), values, **looks[label], label=label)
@@ -921,10 +904,6 @@ def plot_deployed(quick):
     for (task, kept), lost in use_runs(quick).items():
         axes[int(task is coins_matter)].plot(RATES[:len(lost)], lost, **style(looks[kept]),
                                              label=f"{kept} texts")
-    ps = np.linspace(.1, .95, 60)
-    axes[0].set_ylim(-.02, .45)
-    axes[0].plot(ps, [loss_and_bound(bet(p))[0] for p in ps], color="gray", linewidth=1,
-                 label="stored texts, best policy")
     for name in ("full", "static", "masked", "refresh"):
         axes[2].plot(COSINE_RATES, directions()[name], **style(name), label=name)
     titles = "task bet", "task coins_matter", "direction of gradients"
@@ -936,7 +915,7 @@ def plot_deployed(quick):
 
 
 # --------------------------------------------------------------------------------------------------
-# --plan
+# Command line, and --plan
 
 
 def seconds_of(action) -> float:
@@ -1001,9 +980,6 @@ def print_plan(args) -> None:
     print("Fewer than about 20 updates are too few: take fewer sources or samples.")
 
 
-# --------------------------------------------------------------------------------------------------
-# Command line
-
 PARTS = {  # P10 and P12, about phi-models alone, are in tests/test_theory.py
     "cost": {"P1": p1_passes, "P2": p2_one_pass, "P3": p3_finest, "P4": p4_worth, "P5": p5_price},
     "asymptotic": {"P6": p6_ceilings, "P7": p7_eps, "P8": p8_bound, "P9": p9_credit},
@@ -1063,7 +1039,7 @@ def main(argv=None) -> int:
             Path(args.out).mkdir(parents=True, exist_ok=True)
             figure = plot(args.quick)
             for axis in figure.axes:
-                axis.legend(fontsize=9)
+                axis.legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(.5, -.2))
             save_figure(figure, f"{args.out}/{name}.png")
             print(f"figure {args.out}/{name}.png")
     rows = sum(found.values(), [])

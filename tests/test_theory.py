@@ -261,6 +261,13 @@ def test_p5_mean_field_is_the_best_of_a_fine_grid(tau):
     assert math.tanh(m / (2 * tau)) == pytest.approx(m, abs=1e-9)
 
 
+def test_p5_in_numbers():
+    assert theory.full_J(1) == pytest.approx(2.006409, abs=5e-7)
+    assert theory.masked_J(1)[0] == pytest.approx(1.886294, abs=5e-7)  # 1/2 + 2 tau ln 2
+    for tau, price in ((.1, .0693), (2, .0619)):
+        assert theory.full_J(tau) - theory.masked_J(tau)[0] == pytest.approx(price, abs=5e-5)
+
+
 def test_p5_gradients_at_uniform():
     """Masked starts on a saddle (tau < 1/2), full does not."""
     masked = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)  # (position, token)
@@ -546,7 +553,8 @@ def test_exact_value_of_a_gpt_is_what_sampling_gives(n=12000):
     assert sampled == pytest.approx(expected(model, process, "full").item(), abs=.012)
     whole = torch.ones_like(mask)
     sampled = mean(sorl.decode(model, src, pad, static, whole, u, end=False).tokens)
-    assert sampled == pytest.approx(theory.deployed(model, process), abs=.012)
+    alone = expected(model, replace(process, p=1.), "full").item()
+    assert sampled == pytest.approx(alone, abs=.012)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -617,7 +625,7 @@ def run(*argv, **environment):
 def test_a_proposition_and_a_figure(tmp_path, capsys):
     assert theory.main(["P5", "P7", "--quick", "--out", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
-    assert "2.006" in out and "P7" in out and "P8" not in out
+    assert "0.2278" in out and "P7" in out and "P8" not in out
     assert (tmp_path / "new" / "price.png").stat().st_size > 9000
     assert theory.main(["cost", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
