@@ -1,6 +1,6 @@
 """Is masked observation optimal? The paper's three claims, checked in worlds small enough to list.
 
-    python theory.py                   everything: a table and four figures, about a minute
+    python theory.py                   everything: a table and four figures, a minute or two
     python theory.py overfitting       a part: cost, asymptotic, overfitting, use, gradient
     python theory.py P5 P13 --quick    two propositions, fewer instances and shorter runs
     python theory.py --plan            what an update costs on this machine, and what to choose
@@ -163,18 +163,13 @@ class Process:
         them; uniform unless said. Where the coin is 0 there is an action that changes nothing."""
         mu = mu or (1 / self.k,) * self.k
         for weight, y, M in self.contexts():
-            paths = [(weight, (), ())]
-            for t in range(self.T):
-                longer = []
-                for w, actions, text in paths:
-                    chances = mu(y, M, text, t) if callable(mu) else mu
-                    for a, q in enumerate(chances):
-                        if q > 0:
-                            token = a if M[t] else y[t]
-                            longer.append((w * q, actions + (a,), text + (token,)))
-                paths = longer
-            for w, actions, text in paths:
-                yield w, y, M, actions, text
+            for actions in texts(self.T, self.k):
+                text = tuple(a if coin else token for a, coin, token in zip(actions, M, y))
+                w = weight
+                for t, a in enumerate(actions):
+                    w *= (mu(y, M, text[:t], t) if callable(mu) else mu)[a]
+                if w > 0:
+                    yield w, y, M, actions, text
 
 
 def value(process, mu) -> float:
@@ -220,7 +215,8 @@ def plan(P, R):
 def follow(greedy, phi, k=2):
     """The behaviour that takes the greedy actions, and action 0 where nothing was ever seen."""
     def mu(y, M, text, t):
-        return np.eye(k)[greedy[t].get(SEES[phi](y, M, text, t), 0)]
+        choice = greedy[t].get(SEES[phi](y, M, text, t), 0)
+        return [float(a == choice) for a in range(k)]
     return mu
 
 
@@ -958,7 +954,8 @@ def print_plan(args) -> None:
           f"measured, {torch.get_num_threads()} thread(s): "
           f"{row * 1e3:.2f} ms a training row, {token * 1e6:.0f} us a sampled token, "
           f"{score * 1e6:.0f} us a scored text\n\n"
-          "setting          FPs   gradient FPs   seconds   updates that the budget buys")
+          "setting          FPs   gradient FPs   seconds   updates in "
+          f"{args.budget_fp:g} FPs and {args.budget_seconds:g} seconds")
     settings = {  # FPs, gradient FPs, training rows, sampled tokens, scored texts of an update
         "offline": (B * C, 0, B * C, 0, 0),
         "masked": (B, 0, B, 0, B * K),
@@ -1004,7 +1001,8 @@ def parse(argv):
     parser.add_argument("--quick", action="store_true", help="fewer instances, shorter runs")
     parser.add_argument("--out", default="out/theory", help="folder for the figures")
     parser.add_argument("--plan", action="store_true", help="what an update costs here")
-    for flag, default, what in (("budget_fp", math.inf, "FPs"), ("budget_seconds", 300., "seconds"),
+    for flag, default, what in (("budget_fp", math.inf, "FPs to spend"),
+                                ("budget_seconds", math.inf, "seconds (300 without a budget)"),
                                 ("T", 32, "tokens"), ("K", 16, "samples"),
                                 ("batch_size", 32, "sources")):
         parser.add_argument(f"--{flag}", type=type(default), default=default, help=f"plan: {what}")
@@ -1015,6 +1013,8 @@ def parse(argv):
     for flag in ("budget_fp", "budget_seconds", "T", "K", "batch_size"):
         if not getattr(args, flag) > 0:
             fail(f"--{flag} {getattr(args, flag)}: expected more than 0")
+    if args.budget_fp == args.budget_seconds == math.inf:
+        args.budget_seconds = 300.
     return args
 
 

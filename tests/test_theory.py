@@ -599,6 +599,14 @@ def test_p14_unbiased_in_every_context_of_two_tokens(K, baseline):
     assert free.grad[3, :, :2].abs().min() > 1e-5  # both masked: both positions learn
 
 
+def test_p14_a_reward_that_could_be_differentiated_is_still_a_number():
+    logp = torch.zeros(1, 2, 1, requires_grad=True)
+    rewards = torch.tensor([[0., 1.]], requires_grad=True)
+    rollout = sorl.Rollout(torch.zeros(1, 2, 1), logp - 1, torch.ones(1, 2, 1, dtype=torch.bool))
+    sorl.policy_loss(rollout, sorl.advantage(rewards)).backward()
+    assert rewards.grad is None and logp.grad.flatten().tolist() == [.25, -.25]
+
+
 def test_p14_with_sorl_coins_and_draws(draws=60000, q=.2, p=.3, K=4):
     mask = sorl.sample_mask(sorl.uniforms((draws, 1), "mask"), torch.full((draws,), 2), p)
     logits = torch.zeros(draws, 1, 6, dtype=torch.float64)
@@ -662,6 +670,10 @@ def test_plan(capsys, monkeypatch):
     assert lines["online"] == ["320", "20", "0.572", "3"]
     assert lines["full"][:2] == ["64", "20"] and lines["refresh"][0] == "15"
     assert lines["credit"][0] == "120" and lines["offline"][0] == "40"
+    assert theory.main(argv) == 0  # a budget of FPs alone: no limit of seconds
+    assert "1000 FPs and inf seconds" in capsys.readouterr().out
+    assert theory.main(argv[:-2]) == 0
+    assert "inf FPs and 300 seconds" in capsys.readouterr().out
     assert theory.main([*argv, "--budget_seconds", "1"]) == 0
     assert "0.102   9" in capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100 and len(out.splitlines()) <= 24
