@@ -746,7 +746,7 @@ def p13_use(quick):
                 "coins_matter, p = .2: R* - R alone, stored; uniform or refreshed, the larger",
                 [lost[coins_matter, "stored"], mended], .2)
     yield equal("Where texts are not its own, a bet on its next token fails",
-                "bet, p = .2: R* - R alone, best policy; GPT, stored; uniform; refreshed texts",
+                "bet, p = .2: R* - R, best policy; GPT, texts stored, uniform, refreshed",
                 [loss_and_bound(bet(.2))[0], *(lost[bet, kept] for kept in KEPT)],
                 [.3, .3, .3, 0], .02)
 
@@ -864,7 +864,7 @@ def plot_price(quick):
     masked, m = np.transpose([masked_J(tau) for tau in taus])
     axis.plot(taus, full_J(taus) - masked, color="black", label="price: full less masked")
     axis.plot(taus, m / 4, color="gray", linestyle=":", label="m / 4: how far the two agree")
-    tidy(axis, "entropy weight $\\tau$", "E R + $\\tau$ entropy, copy task")
+    tidy(axis, "entropy weight $\\tau$", "difference in E R + $\\tau$ entropy; m / 4")
     return fig
 
 
@@ -902,8 +902,7 @@ def plot_deployed(quick):
                                              label=f"{kept} texts")
     for name in ("full", "static", "masked", "refresh"):
         axes[2].plot(COSINE_RATES, directions()[name], **style(name), label=name)
-    titles = "task bet", "task coins_matter", "direction of gradients"
-    for axis, title in zip(axes, titles):
+    for axis, title in zip(axes, ("task bet", "task coins_matter", "direction of gradients")):
         axis.set_title(title)
         tidy(axis, "mask rate $p_m$ in training", "best reward less reward alone")
     axes[2].set_ylabel("cosine with online's gradient")
