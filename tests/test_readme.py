@@ -60,7 +60,7 @@ def test_every_asset_is_shown_or_is_the_data_of_one():
 def test_files_and_functions_exist():
     """`module.name` is a name in that module, `Class.method` a method; files that are named exist."""
     for module, name in re.findall(rf"`({'|'.join(MODULES)})\.(\w+)`", README):
-        if name not in ("py", "txt"):
+        if name not in ("py", "txt", "jsonl"):
             home = module if module in ("train", "sorl", "model", "theory") else f"lab.{module}"
             assert hasattr(importlib.import_module(home), name), f"{module}.{name}"
     for method in re.findall(r"`Batches\.(\w+)`", README):
@@ -91,8 +91,8 @@ def commands() -> list[str]:
     """Every command of the README, in its order: in blocks, tables and sentences."""
     found = re.findall(r"(?:^|&& |`)((?:SORL=\S+ )?(?:python|torchrun)\s(?:[^`\n#]*\\\n)*[^`\n#]*)",
                        re.sub(r"`([^`\n]*)\n([^`\n]*)`", r"`\1 \2`", README), re.M)
-    return list(dict.fromkeys(" ".join(line.replace("\\\n", " ").split()) for line in found
-                              if "…" not in line and line != "python"))  # ```python
+    lines = [" ".join(line.replace("\\\n", " ").split()) for line in found if "…" not in line]
+    return [line for line in dict.fromkeys(lines) if line != "python"]  # as in ```python
 
 
 def shortened(line: str, folder: str) -> list[str]:
