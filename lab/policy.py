@@ -87,25 +87,41 @@ def score(reward, policy: Policy, tokens, batch: data.Batch) -> torch.Tensor:
 # Files
 
 
-def write_whole(path: str, content: bytes) -> None:
-    """All of a file or none of it: whoever is killed here leaves the old one.
+class File(io.BufferedWriter):
+    """A file that remembers why it could not be written: torch.save may say something else."""
+    error = None
+
+    def write(self, content):
+        try:
+            return super().write(content)
+        except OSError as e:
+            self.error = e
+            raise
+
+
+def write_whole(path: str, write) -> None:
+    """All of a file, by write(file), or none of it: whoever is killed here leaves the old one.
 
     Raises InputError where it cannot be written."""
+    file = None
     try:
-        with open(path + ".tmp", "wb") as file:
-            file.write(content)
+        with File(io.FileIO(path + ".tmp", "w")) as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".tmp", path)
-    except OSError as e:
+    except (OSError, RuntimeError) as e:
+        reason = file.error if file and file.error else e
+        if not isinstance(reason, OSError):
+            raise
         if os.path.exists(path + ".tmp"):
             os.remove(path + ".tmp")
-        raise InputError(f"{path}: cannot be written ({e.strerror}); what was there before is "
+        raise InputError(f"{path}: cannot be written ({reason.strerror}); what was there before is "
                          f"kept") from None
 
 
 def write_json(value, path: str) -> None:
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 
 def read_json(path: str):
@@ -120,9 +136,8 @@ def read_json(path: str):
 
 
 def save(state: dict, path: str) -> None:
-    buffer = io.BytesIO()  # torch.save hides what went wrong with a file
-    torch.save(state, buffer)
-    write_whole(path, buffer.getbuffer())
+    """A checkpoint, tensor by tensor: there is no second copy of it in memory."""
+    write_whole(path, lambda file: torch.save(state, file))
 
 
 def policy_state(policy: Policy, cfg) -> dict:
