@@ -5,10 +5,12 @@ causal: the logits in column t see the columns up to t, and predict column t + 1
 
 Rows are padded on the left, so that every target starts in the same column; padding is described
 by a count per row, never found by comparing ids. The last four ids of the vocabulary are special,
-in the order of the constants below. Left out: pretrained weights, rotary positions, and anything
-that only pays above 100M parameters.
+in the order of the constants below. GPT-2's weights are read from a local folder (`load_gpt2`).
+Left out: rotary positions, and anything that only pays above 100M parameters.
 """
+import json
 import math
+import operator
 import os
 from dataclasses import dataclass
 
@@ -31,6 +33,7 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128
     dropout: float = 0.0
+    tanh_gelu: bool = False  # GPT-2's approximation of the GELU
 
 
 class Cache:
@@ -86,7 +89,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = nn.Sequential(
             nn.Linear(config.n_embd, 4 * config.n_embd),
-            nn.GELU(),
+            nn.GELU(approximate="tanh" if config.tanh_gelu else "none"),
             nn.Linear(4 * config.n_embd, config.n_embd),
             nn.Dropout(config.dropout),
         )
@@ -156,6 +159,136 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length += T
         return F.linear(self.ln_f(x[:, start:]), self.wte.weight)
+
+
+# --------------------------------------------------------------------------------------------------
+# GPT-2 (Radford et al. 2019) as it is published: config.json and model.safetensors in a folder
+
+SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True}  # with another value it is another network
+MOST = {"vocab_size": 10 ** 6, "n_positions": 10 ** 6, "n_layer": 1000, "n_head": 1000,
+        "n_embd": 10 ** 5}  # the sizes, and how much of each is believed of a file
+NAMES = {"blocks.": "h.", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj",
+         "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}  # ours -> GPT-2's
+IGNORED = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # causal masks; wte once more
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def gpt2_config(folder: str) -> GPTConfig:
+    """The network that a folder's config.json describes, with our special ids.
+
+    EOS is <|endoftext|>, the last of GPT-2's ids; PAD, SEP and MASK are three more. Raises
+    ValueError, of one line, for any other network."""
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = {"model_type": None, **json.load(file)}
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror})") from None
+    except (ValueError, TypeError, RecursionError) as e:
+        raise ValueError(f"{path}: expected a JSON object ({e!s:.80})") from None
+    for name, expected in SAME.items():
+        if config.get(name, expected) != expected:
+            raise ValueError(f"{path}: expected {name} {expected!r}, found {config[name]!r:.40}")
+    for name, most in MOST.items():
+        size = config.get(name)
+        if type(size) is not int or not 0 < size <= most:
+            raise ValueError(f"{path}: {name}: expected a whole number from 1 to {most:,}, found "
+                             f"{size!r:.40}")
+    if config["n_embd"] % config["n_head"]:
+        raise ValueError(f"{path}: n_embd {config['n_embd']}: expected a multiple of n_head = "
+                         f"{config['n_head']}")
+    return GPTConfig(config["vocab_size"] + 3, config["n_positions"], config["n_layer"],
+                     config["n_head"], config["n_embd"], tanh_gelu=True)
+
+
+def safetensors_header(file, path: str) -> tuple[dict, int]:
+    """What a file holds, name -> (dtype, shape, first byte, end), and where byte 0 of that is.
+
+    8 bytes count those of the header, the header is JSON, then come the numbers, one tensor after
+    the other. Raises ValueError where they do not fill the file."""
+    size = os.path.getsize(path)
+    begin = 8 + int.from_bytes(file.read(8), "little")
+    if begin > size:
+        raise ValueError(f"{path}: not a safetensors file, or cut short: a header of {begin - 8:,} "
+                         f"bytes in a file of {size:,}")
+    try:
+        entries = {}
+        for name, entry in json.loads(file.read(begin - 8)).items():
+            if name != "__metadata__":
+                first, end = map(operator.index, entry["data_offsets"])
+                name = name.removeprefix("transformer.")
+                entries[name] = str(entry["dtype"]), tuple(entry["shape"]), first, end
+        firsts, ends = zip(*sorted(entry[2:] for entry in entries.values()))
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
+        raise ValueError(f"{path}: not a safetensors header ({e!s:.80})") from None
+    if [*firsts, size - begin] != [0, *ends]:
+        raise ValueError(f"{path}: cut short, or sizes that are not true: expected tensors one "
+                         f"after the other, up to the file's {size:,} bytes; they end at "
+                         f"{begin + ends[-1]:,}")
+    return entries, begin
+
+
+def read_safetensors(path: str, shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
+    """The tensors of these names and shapes, in float32.
+
+    All is checked before any is read, and nothing in the file can run. Raises ValueError, of one
+    line, for a file that lacks one of them, or that holds others."""
+    try:
+        file = open(path, "rb")
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror}); weights in several files, or in "
+                         f"pytorch_model.bin, are not understood") from None
+    with file:
+        entries, begin = safetensors_header(file, path)
+        for name in sorted(entries.keys() - shapes.keys()):
+            if not name.endswith(IGNORED):
+                raise ValueError(f"{path}: {name!r:.80}: the network of config.json has none")
+        for name, shape in shapes.items():
+            dtype, found, first, end = entries.get(name, ("nothing", (), 0, 0))
+            width = DTYPES[dtype].itemsize if dtype in DTYPES else 0
+            if width == 0 or found != shape or end - first != math.prod(shape) * width:
+                raise ValueError(f"{path}: {name}: expected {shape} in F32, F16 or BF16, found "
+                                 f"{found!r:.60} in {dtype:.20}, {end - first:,} bytes")
+        weights = {}
+        for name, (dtype, _, first, end) in entries.items():
+            if name in shapes:
+                raw = torch.empty(end - first, dtype=torch.uint8)
+                file.seek(begin + first)
+                file.readinto(raw.numpy())
+                weights[name] = raw.view(DTYPES[dtype]).view(shapes[name]).float()
+    return weights
+
+
+def load_gpt2(folder: str) -> GPT:
+    """GPT-2 with the weights in a folder, on the CPU, in float32.
+
+    PAD, SEP and MASK begin as the mean of the embeddings. Raises ValueError, of one line, for a
+    folder that does not hold what is expected."""
+    def turned(name, weight):  # GPT-2's layers are (in,out), PyTorch's (out,in)
+        return weight.T if ".c_" in name and weight.dim() == 2 else weight
+
+    config = gpt2_config(folder)
+    with torch.device("meta"):  # shapes without memory
+        model = GPT(config)
+    names, shapes = {}, {}
+    for ours, p in model.named_parameters():
+        name = ours
+        for old, new in NAMES.items():
+            name = name.replace(old, new)
+        names[ours], shapes[name] = name, tuple(turned(name, p).shape)
+    shapes["wte.weight"] = config.vocab_size - 3, config.n_embd
+
+    weights, state = read_safetensors(os.path.join(folder, "model.safetensors"), shapes), {}
+    for ours, name in names.items():
+        state[ours] = turned(name, weights.pop(name)).contiguous()
+    wte = state["wte.weight"]
+    mean = wte.mean(0, keepdim=True)
+    state["wte.weight"] = torch.cat([wte[:-1], mean, mean, wte[-1:], mean])
+    model.load_state_dict(state, assign=True)
+    model.pushed = torch.zeros(2, dtype=torch.int64)
+    return model
 
 
 # --------------------------------------------------------------------------------------------------

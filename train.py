@@ -220,7 +220,7 @@ def make_base(cfg: Config, folder: str, work: Work) -> Policy:
 
 def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:
     """Train one setting from the base in a folder of its own, and test it -> its row."""
-    run_id = identity(cfg, work.data_hash, base_hash=weights_hash(base))
+    run_id = identity(cfg, work.data_hash, base_hash=weights_hash(base.model, base.tok))
     processes.first(claim, folder, cfg, run_id)
     policy = base.copy()
     base.model.pushed.zero_()

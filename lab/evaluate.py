@@ -26,6 +26,11 @@ def encode(policy: Policy, sources: list[str]):
     return (t.to(policy.device) for t in data.encode_sources(sources, policy.tok))
 
 
+def rows_at_once(policy: Policy) -> int:
+    """256 texts, or fewer where the logits (rows,T,V) of so many would take more than 512 MB."""
+    return max(1, min(256, 2 ** 27 // (policy.T * policy.tok.vocab_size)))
+
+
 @torch.no_grad()
 def write_texts(policy: Policy, sources: list[str], u=None, size: int = 256) -> torch.Tensor:
     """One text for each source, greedy, or sampled by uniforms u (N,1,T) -> ids (N,T)."""
@@ -49,9 +54,10 @@ def validate(policy: Policy, records: list[Record], reward, limit: int = 0):
 
 
 @torch.no_grad()
-def validation_loss(policy: Policy, records: list[Record], limit: int, size: int = 256) -> float:
+def validation_loss(policy: Policy, records: list[Record], limit: int) -> float:
     """Mean cross-entropy per token of every target of the first `limit` records; nats."""
     policy.model.eval()
+    size = rows_at_once(policy)
     pushed, total, count = policy.model.pushed.clone(), 0.0, 0
     pairs = [(r, text) for r in records[:limit or None] for text in r.target]
     for at in range(0, len(pairs), size):
@@ -118,9 +124,9 @@ def note_copying(base: Policy, records: list[Record]) -> None:
 
 
 @torch.no_grad()
-def spread(policy: Policy, base: Policy | None, sources, tokens, size: int = 256) -> dict:
+def spread(policy: Policy, base: Policy | None, sources, tokens) -> dict:
     """Entropy and KL to the base, nats per token, along sampled texts, ids (N,T)."""
-    sums, count = {"entropy": 0.0, "kl_to_base": 0.0}, 0
+    sums, count, size = {"entropy": 0.0, "kl_to_base": 0.0}, 0, rows_at_once(policy)
     policy.model.eval()
     for at in range(0, len(sources), size):
         src, pad = encode(policy, sources[at:at + size])

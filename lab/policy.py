@@ -11,7 +11,7 @@ import torch
 import data
 from data import InputError, Record
 from data.tokenizer import Tokenizer
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, gpt2_config, load_gpt2
 
 
 @dataclass
@@ -57,10 +57,38 @@ def autocast(device: torch.device):
     return nullcontext()
 
 
+def pretrained_shape(folder: str, given: dict) -> dict[str, int]:
+    """The flags of --pretrained's network. Raises InputError where others are given."""
+    try:
+        shape = asdict(gpt2_config(folder))
+    except ValueError as e:
+        raise InputError(f"--pretrained {e}") from None
+    names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    for name in names:
+        if given.get(name, shape[name]) != shape[name]:
+            raise InputError(f"--{name} {given[name]}: --pretrained {folder} has {shape[name]}")
+    return {name: shape[name] for name in names}
+
+
+def load_pretrained(folder: str) -> tuple[GPT, Tokenizer]:
+    """GPT-2's weights and vocabulary. Raises InputError for a folder that does not hold them."""
+    try:
+        model, tok = load_gpt2(folder), Tokenizer.load(folder)
+    except ValueError as e:
+        raise InputError(f"--pretrained {e}") from None
+    if tok.vocab_size != model.config.vocab_size:
+        raise InputError(f"--pretrained {folder}: vocab.json has {tok.vocab_size - 3} tokens, the "
+                         f"model {model.config.vocab_size - 3}")
+    return model, tok
+
+
 def new_policy(cfg, dataset, device, tok: Tokenizer | None = None) -> Policy:
-    """Fresh weights; the tokenizer is learned from the training texts unless given."""
-    train = dataset["train"]
-    if tok is None:
+    """Fresh weights, or --pretrained's; else the tokenizer is learned from the training texts
+    unless given."""
+    train, model = dataset["train"], None
+    if cfg.pretrained:
+        model, tok = load_pretrained(cfg.pretrained)
+    elif tok is None:
         texts = [text for r in train for text in (r.source, *r.references, *r.target, *r.static)]
         tok = Tokenizer.train(list(dict.fromkeys(texts)), cfg.vocab_size)
     T = cfg.max_len
@@ -69,7 +97,7 @@ def new_policy(cfg, dataset, device, tok: Tokenizer | None = None) -> Policy:
         T = min(cfg.block_size // 2, 1 + max(len(tok.encode(text)) for text in texts))
     torch.manual_seed(cfg.seed)
     shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
-    return Policy(GPT(shape).to(device), tok, T, device)
+    return Policy((model or GPT(shape)).to(device), tok, T, device)
 
 
 def score(reward, policy: Policy, tokens, batch: data.Batch) -> torch.Tensor:
@@ -87,25 +115,41 @@ def score(reward, policy: Policy, tokens, batch: data.Batch) -> torch.Tensor:
 # Files
 
 
-def write_whole(path: str, content: bytes) -> None:
-    """All of a file or none of it: whoever is killed here leaves the old one.
+class File(io.BufferedWriter):
+    """A file that remembers why it could not be written: torch.save may say something else."""
+    error = None
+
+    def write(self, content):
+        try:
+            return super().write(content)
+        except OSError as e:
+            self.error = e
+            raise
+
+
+def write_whole(path: str, write) -> None:
+    """All of a file, by write(file), or none of it: whoever is killed here leaves the old one.
 
     Raises InputError where it cannot be written."""
+    file = None
     try:
-        with open(path + ".tmp", "wb") as file:
-            file.write(content)
+        with File(io.FileIO(path + ".tmp", "w")) as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".tmp", path)
-    except OSError as e:
+    except (OSError, RuntimeError) as e:
+        reason = file.error if file and file.error else e
+        if not isinstance(reason, OSError):
+            raise
         if os.path.exists(path + ".tmp"):
             os.remove(path + ".tmp")
-        raise InputError(f"{path}: cannot be written ({e.strerror}); what was there before is "
+        raise InputError(f"{path}: cannot be written ({reason.strerror}); what was there before is "
                          f"kept") from None
 
 
 def write_json(value, path: str) -> None:
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 
 def read_json(path: str):
@@ -120,9 +164,8 @@ def read_json(path: str):
 
 
 def save(state: dict, path: str) -> None:
-    buffer = io.BytesIO()  # torch.save hides what went wrong with a file
-    torch.save(state, buffer)
-    write_whole(path, buffer.getbuffer())
+    """A checkpoint, tensor by tensor: there is no second copy of it in memory."""
+    write_whole(path, lambda file: torch.save(state, file))
 
 
 def policy_state(policy: Policy, cfg) -> dict:
@@ -168,9 +211,9 @@ def load_policy(path: str, device, state: dict | None = None) -> Policy:
                          f"({str(e).splitlines()[0][:120]})") from None
 
 
-def weights_hash(policy: Policy) -> str:
+def weights_hash(model: GPT, tok: Tokenizer) -> str:
     """A fingerprint of the weights: a run is one that started from these, wherever they lie."""
-    digest = hashlib.sha256(policy.tok.ranks.encode())
-    for tensor in policy.model.state_dict().values():
+    digest = hashlib.sha256(tok.ranks.encode())
+    for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -31,8 +31,8 @@ except ImportError:  # Windows
 
 COSTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
 # What a run is does not depend on these: where things lie, and how its course is watched.
-PLACES = {"mode", "data", "out", "init", "resume", "settings", "seeds", "vary", "source", "device",
-          "save_every"}
+PLACES = {"mode", "data", "out", "init", "pretrained", "resume", "settings", "seeds", "vary",
+          "source", "device", "save_every"}
 
 
 class Stopped(Exception):

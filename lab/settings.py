@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import data
 from data import InputError
 from lab.cli import check_ranges, check_tuned, flag, flags_of
+from lab.policy import pretrained_shape
 from lab.run import PLACES
 
 SETTINGS = {
@@ -40,6 +41,8 @@ class Config:
     data: str = flag("forecast", "forecast, forecast2, or a folder with {train,val,test}.jsonl")
     out: str = flag("out", "the folder to write")
     init: str = flag("", "checkpoint to start from, or to use")
+    pretrained: str = flag("", "folder with GPT-2's config.json, model.safetensors, vocab.json and "
+                           "merges.txt, from which the base starts")
     resume: str = flag("", "folder of a run to go on with")
     setting: str = flag("masked", "train: who provides the tokens; semi: as --refresh, --credit "
                         "and --p_m say", ("semi", *SETTINGS))
@@ -112,9 +115,12 @@ QUICK = {  # --quick: a first look, instead of what the data set recommends
     "credit": dict(steps=40),
     "reuse": dict(steps=40),
 }
+# --pretrained: rates that leave in place what is known; usual ones, not tuned here.
+PRETRAINED = dict(base_lr=1e-4, lr=1e-5)
 NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
-BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_embd", "block_size",
-        "max_len", "vocab_size", "reward", "eval_size"}  # what a base depends on
+# What a base depends on.
+BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_head", "n_embd",
+        "block_size", "max_len", "vocab_size", "pretrained", "reward", "eval_size"}
 
 
 def setting_of(given: dict) -> str:
@@ -142,11 +148,14 @@ def make_config(given: dict, name: str = "") -> Config:
     flags = {}
     for layer in (DEFAULTS, tuned):
         flags |= layer.get("", {}) | layer.get(like, {})
+    if given.get("pretrained"):
+        flags |= PRETRAINED | pretrained_shape(given["pretrained"], given)
     flags |= {key: value for key, value in given.items() if key != "quick"}
     cfg = replace(Config(), **flags | fixed | {"setting": name})
 
     check_ranges(cfg)
     for key, holds, expected in (
+        ("pretrained", not (cfg.init and cfg.pretrained), "no --init, which is a base already"),
         ("p_m", name == "mle" or cfg.p_m + cfg.credit > 0, "above 0, or nothing is learned"),
         ("n_embd", cfg.n_embd % cfg.n_head == 0, f"a multiple of {cfg.n_head}"),
         ("max_len", cfg.max_len < cfg.block_size, f"less than block_size = {cfg.block_size}"),

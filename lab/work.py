@@ -7,7 +7,8 @@ from dataclasses import asdict
 import data
 from data import InputError, Record
 from data.rewards import blind_to, load_reward
-from lab.policy import Policy, load_policy, new_policy, pick_device
+from lab.policy import (Policy, load_policy, load_pretrained, new_policy, pick_device,
+                        weights_hash)
 
 
 class Work:
@@ -17,6 +18,8 @@ class Work:
         self.dataset = data.load_dataset(cfg.data)
         self.data_hash = data.data_hash(self.dataset)
         self.device = pick_device(cfg.device)
+        if cfg.pretrained:  # a part of what a run is made from, wherever the folder lies
+            self.data_hash += "-" + weights_hash(*load_pretrained(cfg.pretrained))
         self.toks, self.notes = {}, set()
         self.use_reward(cfg.reward)
 
@@ -32,7 +35,7 @@ class Work:
             self.note(blind)
 
     def new_policy(self, cfg) -> Policy:
-        """Fresh weights; a tokenizer is learned once for a vocabulary."""
+        """Fresh weights, or --pretrained's; a tokenizer is learned once for a vocabulary."""
         policy = new_policy(cfg, self.dataset, self.device, self.toks.get(cfg.vocab_size))
         self.toks[cfg.vocab_size] = policy.tok
         self.check(policy)
