@@ -99,46 +99,6 @@ def target_logits(model: GPT, src, pad, text):
 
 
 # --------------------------------------------------------------------------------------------------
-# A large vocabulary: tables (..., V) are what fills the memory
-
-PART = 2 ** 20  # logits at a time
-
-
-def in_parts(f, logits, *others):
-    """f(logits, *others), a tensor, computed for a few rows of all of them at a time and joined.
-
-    f makes several tables as large as its logits, (N,T,V) with N rows. Where these are many, none
-    of its tables is kept for the gradient: they are made again, part by part, when it is due. So
-    only the logits and their gradient are in memory as a whole. The others get no gradient."""
-    if logits.numel() <= 16 * PART:
-        return f(logits, *others)
-    return InParts.apply(f, max(1, PART * len(logits) // logits.numel()), logits, *others)
-
-
-class InParts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, f, rows, *tensors):
-        ctx.f, ctx.rows = f, rows
-        ctx.save_for_backward(*tensors)
-        values = [f(*part) for part in zip(*(tensor.split(rows) for tensor in tensors))]
-        ctx.lengths = [len(value) for value in values]
-        return torch.cat(values)
-
-    @staticmethod
-    def backward(ctx, grad):
-        tensors = ctx.saved_tensors
-        whole = torch.empty_like(tensors[0])
-        parts = zip(*(tensor.split(ctx.rows) for tensor in tensors))
-        for (logits, *others), into, due in zip(
-                parts, whole.split(ctx.rows), grad.split(ctx.lengths)):
-            with torch.enable_grad():
-                logits = logits.detach().requires_grad_()
-                value = ctx.f(logits, *others)
-            into.copy_(torch.autograd.grad(value, logits, due)[0])
-        return None, None, whole, *[None] * (len(tensors) - 1)
-
-
-# --------------------------------------------------------------------------------------------------
 # Act: K samples
 
 
@@ -187,11 +147,9 @@ def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 
 
     For the credit of static texts (offline learning is that alone), and for the second pass of
     the settings that decode. `end` says whether the end token is an action."""
-    def chosen(logits, tokens):
-        logp = log_probs(logits, temperature, top_k, end)
-        return logp.gather(-1, tokens[..., None])[..., 0]
-
-    logp = in_parts(chosen, logits, tokens.flatten(0, 1)).view(tokens.shape)
+    N, K, T = tokens.shape
+    logp = log_probs(logits, temperature, top_k, end).view(N, K, T, -1)
+    logp = logp.gather(-1, tokens[..., None])[..., 0]
     return Rollout(tokens, logp.masked_fill(~acted, 0), acted)
 
 
@@ -257,12 +215,9 @@ def mle_loss(logits, target, lengths):
     """Cross-entropy summed over the tokens of target (N,T), EOS included: logits (N,T,V) -> scalar.
 
     In nats; lengths (N,). Divide by lengths.sum() for the mean per token."""
-    def summed(logits, target, inside):
-        at = inside.nonzero(as_tuple=True)  # once: it waits for the device
-        return F.cross_entropy(logits[at].float(), target[at], reduction="sum")[None]
-
     inside = torch.arange(target.size(1), device=target.device) < lengths[:, None]
-    return in_parts(summed, logits, target, inside).sum()
+    at = inside.nonzero(as_tuple=True)  # once: it waits for the device
+    return F.cross_entropy(logits[at].float(), target[at], reduction="sum")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -271,11 +226,8 @@ def mle_loss(logits, target, lengths):
 
 def entropy(logits, inside):
     """Mean entropy of the policy per position, nats: logits (..., T, V), inside (..., T) bool."""
-    def at_positions(logits, inside):
-        logp = log_probs(logits[inside])
-        return -torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1)
-
-    return in_parts(at_positions, logits, inside).mean()
+    logp = log_probs(logits[inside])
+    return -torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1).mean()
 
 
 def kl_divergence(logits, base_logits, inside):
@@ -283,12 +235,9 @@ def kl_divergence(logits, base_logits, inside):
 
     Exact over the vocabulary, at temperature 1, with the end token, for the prefixes that were
     fed; a loss term (--kl_weight) as well as a diagnostic."""
-    def at_positions(logits, base_logits, inside):
-        at = inside.nonzero(as_tuple=True)
-        logp, logq = log_probs(logits[at]), log_probs(base_logits[at])
-        return torch.where(logp > -torch.inf, logp.exp() * (logp - logq), 0).sum(-1)
-
-    return in_parts(at_positions, logits, base_logits, inside).mean()
+    at = inside.nonzero(as_tuple=True)
+    logp, logq = log_probs(logits[at]), log_probs(base_logits[at])
+    return torch.where(logp > -torch.inf, logp.exp() * (logp - logq), 0).sum(-1).mean()
 
 
 def distinct(texts: list[str], n: int = 2) -> float:
@@ -314,8 +263,8 @@ def fill_accuracy(logits, static, mask, depths: int = 4) -> list[float | None]:
     logits (N,T,V), static and mask (N,T) -> a share for depth 1, 2, … and for `depths` or more,
     None where a depth does not occur. It falls with depth, because the columns just before are
     hidden, too."""
-    right = log_probs(logits[mask], end=False).argmax(-1) == static[mask]
-    depth = masked_runs(mask)[mask].clamp(max=depths)
+    right = log_probs(logits, end=False).argmax(-1) == static
+    depth = masked_runs(mask).clamp(max=depths)
     figures = []
     for d in range(1, depths + 1):
         at = depth == d
