@@ -14,7 +14,6 @@ import tracemalloc
 import pytest
 import tiktoken.load
 
-import sorl
 import train
 import torch
 
@@ -417,61 +416,6 @@ def test_a_vocabulary_that_does_not_fit_is_refused(vocabulary, tmp_path, name, c
 
 # --------------------------------------------------------------------------------------------------
 # A large vocabulary
-
-
-def value_and_gradient(f, logits):
-    logits = logits.detach().clone().requires_grad_()
-    value = f(logits)
-    value.sum().backward()
-    return value.detach(), logits.grad
-
-
-@pytest.mark.parametrize("part", [1, 60, 100])
-def test_parts_give_the_values_and_gradients_of_the_whole(monkeypatch, part):
-    """A row at a time, or a few, the last of them fewer; rows of which no column counts, too."""
-    N, K, T, V = 3, 2, 4, 14
-    g = torch.Generator().manual_seed(0)
-    logits, other = torch.randn(2, N * K, T, V, generator=g)
-    tokens = torch.randint(0, V + PAD, (N, K, T), generator=g)
-    lengths = torch.tensor([4, 1, 3, 4, 2, 1])
-    inside = torch.arange(T) < lengths[:, None]
-    inside[2] = False
-    scale = torch.randn(N, K, T, generator=g)
-    cases = [
-        lambda x: scale * sorl.rollout_given(x, tokens, inside.view(N, K, T), 0.7, 5).logp,
-        lambda x: sorl.mle_loss(x, tokens.flatten(0, 1), lengths),
-        lambda x: sorl.kl_divergence(x, other, inside),
-        lambda x: sorl.entropy(x, inside),
-    ]
-    whole = [value_and_gradient(f, logits) for f in cases]
-    monkeypatch.setattr(sorl, "PART", part / 16)  # a sixteenth of what is taken whole
-    for f, (value, gradient) in zip(cases, whole):
-        parts = value_and_gradient(f, logits)
-        assert torch.allclose(parts[0], value, atol=1e-6)
-        assert torch.allclose(parts[1], gradient, atol=1e-6)
-        assert gradient.abs().sum() > 0
-
-
-class Peak(torch.utils._python_dispatch.TorchDispatchMode):
-    """The most numbers that a tensor made inside has: tables are what a large V costs."""
-    most = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and not function.is_view:
-            self.most = max(self.most, result.numel())
-        return result
-
-
-def test_tables_of_a_large_vocabulary_are_small(monkeypatch):
-    """Forward, no tensor is as large as the logits: a part at a time."""
-    monkeypatch.setattr(sorl, "PART", 3 * 5000)
-    logits = torch.randn(20, 3, 5000, requires_grad=True)
-    inside = torch.ones(20, 3, dtype=torch.bool)
-    with Peak() as peak:
-        sorl.kl_divergence(logits, logits.detach(), inside)
-        sorl.mle_loss(logits, torch.zeros(20, 3, dtype=torch.long), torch.full((20,), 3))
-    assert 5000 < peak.most <= 3 * 5000
 
 
 def test_evaluation_takes_fewer_rows_of_a_large_vocabulary(vocabulary):
