@@ -510,8 +510,10 @@ def plot_curves(axis, curves: dict, base: float | None) -> None:
 
 
 def plot_saving(axis, curves: dict) -> None:
-    """An arrow above the curves, from online to the cheapest setting where both reach one level."""
+    """An arrow above the curves, from online to the cheapest setting where both reach LEVEL."""
     level = matched_level(curves)[0]
+    if level != LEVEL:  # too little was learned to boast
+        return
     reached = {name: at["fp"] for name in STRONG if name in curves
                and (at := first_reach(curves[name], level)) and at["fp"]}
     cheapest = min(reached, key=reached.get, default="online")

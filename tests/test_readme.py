@@ -160,6 +160,7 @@ def test_own_data_and_own_reward_as_shown(tmp_path, monkeypatch):
     train.main(["--mode", "train", *TINY, "--data", "my_folder", "--batch_size", "3", "--reward",
                 "my_reward:short", "--setting", "masked", "--out", "run"])
     lines = (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    expected = sum(1 / (1 + len(json.loads(line)["text"].split())) for line in lines) / len(lines)
+    words = [len(json.loads(line)["text"].split()) for line in lines]
+    expected = sum(1 / n if n else 0 for n in words) / len(words)
     row, = json.loads((tmp_path / "run/results.json").read_text(encoding="utf-8"))
     assert row["test_reward"] == pytest.approx(expected)
