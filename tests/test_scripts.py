@@ -33,7 +33,7 @@ def test_two_scripts_end_to_end(tmp_path, capsys):
     out = f"{tmp_path}/out"
     train.main(["--data", str(tmp_path), "--reward", "chrf", "--settings", "masked", "--out", out,
                 "--n_layer", "2", "--n_embd", "64", "--vocab_size", "600", "--base_steps", "250",
-                "--steps", "30", "--lr", "1e-3", "--num_static", "2", "--stored", "random",
+                "--steps", "30", "--lr", "1e-3", "--kl_weight", "0", "--stored", "random",
                 "--device", "cpu"])
     base, masked = json.load(open(f"{out}/results.json", encoding="utf-8"))
     assert masked["val_reward"] > base["val_reward"] + 0.1
