@@ -36,9 +36,15 @@ def exchange():
         raise Gone(str(e)) from None
 
 
+def started() -> int:
+    """How many processes torchrun has started; 1 without it, whatever WORLD_SIZE may say."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdecimal() and int(text) > 0 else 1
+
+
 def begin(device: str) -> None:
     """Join the other processes, if torchrun started any: nccl between GPUs, else gloo."""
-    if int(os.environ.get("WORLD_SIZE", 1)) <= 1 or dist.is_initialized():
+    if started() == 1 or dist.is_initialized():
         return
     gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if gpu:
@@ -63,7 +69,7 @@ def rank() -> int:
 
 def is_first() -> bool:
     """Does this process speak for all? Known before they have met."""
-    return int(os.environ.get("WORLD_SIZE", 1)) <= 1 or os.environ.get("RANK", "0") == "0"
+    return started() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def size() -> int:
