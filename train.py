@@ -252,7 +252,7 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
         raise InputError(f"--{min(useless)}: no setting of this comparison uses it")
 
     runs = []
-    for seed in seeds or (configs[0][1].seed,):
+    for seed in dict.fromkeys(seeds) or (configs[0][1].seed,):
         for word, cfg in configs:
             home = f"{cfg.out}/seed{seed}" if seeds or varied else cfg.out
             suffix = f"-{varied}_{word}" if varied else ""

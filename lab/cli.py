@@ -97,7 +97,7 @@ def parse_vary(words: tuple, config, barred) -> tuple[str, list[tuple]]:
         raise InputError(f"--vary {' '.join(words)}: expected a flag of the method, the "
                          f"optimization, the base or the network, and its values")
     try:
-        return f.name, [(word, parse_word(f, word)) for word in values]
+        return f.name, [(word, parse_word(f, word)) for word in dict.fromkeys(values)]
     except argparse.ArgumentTypeError as e:
         raise InputError(f"--vary {f.name}: {e}") from None
 
@@ -185,7 +185,7 @@ def run_command(program: str, work) -> None:
     except OSError as e:  # a full disk; those of the user's reward are RewardErrors
         fail(program, e)
     except (run.Stopped, KeyboardInterrupt) as e:
-        line = f"\n{e or 'stopped'}; the same command goes on from there"
+        line = f"\n{str(e) or 'stopped'}; the same command goes on from there"
         leave(line if processes.is_first() else "", 130)
     finally:
         run.unlock_all()

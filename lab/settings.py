@@ -144,7 +144,8 @@ def make_config(given: dict, name: str = "") -> Config:
     fixed = dict(SETTINGS[name])
     like = fixed.pop("like", name)
     tuned = QUICK if "quick" in given else data.flags_of(folder)
-    tuned = check_tuned(Config, tuned, SETTINGS, NOT_TUNING, BASE, f"{folder}/flags.json")
+    tunable = [key for key, flags in SETTINGS.items() if "like" not in flags]
+    tuned = check_tuned(Config, tuned, tunable, NOT_TUNING, BASE, f"{folder}/flags.json")
     flags = {}
     for layer in (DEFAULTS, tuned):
         flags |= layer.get("", {}) | layer.get(like, {})
