@@ -751,7 +751,6 @@ def p13_use(quick):
                 [.3, .3, .3, 0], .02)
 
 
-
 # --------------------------------------------------------------------------------------------------
 # Gradient: the estimator, and where it points
 
@@ -799,7 +798,7 @@ COSINE_RATES = (.05, .1, .25, .5, .75, 1.)
 
 
 @lru_cache(maxsize=None)
-def directions() -> dict:
+def directions(quick: bool) -> dict:
     """Mean cosine with online's gradient, all exact, of random GPTs on random processes: setting
     -> (rates,). refresh: masked, on texts of the policy. agree: at p = .0001 the least cosine of
     static or masked with full."""
@@ -809,7 +808,7 @@ def directions() -> dict:
 
     cosine = torch.nn.CosineSimilarity(0)
     rng, found, agree = np.random.default_rng(15), defaultdict(list), []
-    for i in range(80):
+    for i in range(30 if quick else 80):
         process, model = random_process(rng), tiny_gpt(2, 3, seed=i).double()
         alone = law(model, 3, "full")[0, -1].tolist()  # all coins 1
         fresh = replace(process, D=dict(zip(texts(3), alone)))
@@ -825,7 +824,7 @@ def directions() -> dict:
 
 def p15_direction(quick):
     """Where the gradients of the settings point, compared with online's"""
-    found, at = directions(), COSINE_RATES.index
+    found, at = directions(quick), COSINE_RATES.index
     full, static, masked, refresh = (found[k] for k in ("full", "static", "masked", "refresh"))
     yield falls("What a setting hides turns its gradient away from online's",
                 "cosine at p = .5: full, static, masked; at p = 1: masked",
@@ -901,7 +900,7 @@ def plot_deployed(quick):
         axes[int(task is coins_matter)].plot(RATES[:len(lost)], lost, **style(looks[kept]),
                                              label=f"{kept} texts")
     for name in ("full", "static", "masked", "refresh"):
-        axes[2].plot(COSINE_RATES, directions()[name], **style(name), label=name)
+        axes[2].plot(COSINE_RATES, directions(quick)[name], **style(name), label=name)
     for axis, title in zip(axes, ("task bet", "task coins_matter", "direction of gradients")):
         axis.set_title(title)
         tidy(axis, "mask rate $p_m$ in training", "best reward less reward alone")

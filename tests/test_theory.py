@@ -488,6 +488,22 @@ def test_p11_overfitting_of_the_best_policy_is_not_negative():
                for n in (2, 8) for seed in range(5))
 
 
+def test_p11_pin():
+    observations = size(phi_model(copy_task(.9), "masked"))
+    assert theory.overfitting_bound(2, observations, 10 ** 5) == pytest.approx(.0227, abs=5e-5)
+
+
+@pytest.mark.parametrize("T", [2, 3, 4])
+def test_p13_bound_is_attained(T):
+    loss, bound = theory.loss_and_bound(threshold_task(.5 ** (1 / (T - 1)), T))
+    assert loss == .5 and bound == pytest.approx(.5)
+
+
+def test_p13_no_bound_for_prefixes_that_were_never_seen():
+    assert theory.loss_and_bound(threshold_task(.8, 2)) == pytest.approx((1, .2))
+    assert theory.written_alone(threshold_task(.8, 2), 1) == (1, 1)
+
+
 def test_p13_thresholds():
     for T, at in ((2, .5), (3, .7071), (4, .7937)):
         assert theory.written_alone(threshold_task(at - .01, T), 1) == (0,) * T
