@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 import data
-from data import InputError, Record
+from data import InputError
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig, gpt2_config, load_gpt2
 

@@ -22,6 +22,7 @@ import torch
 from data import InputError
 from lab import processes
 from lab.policy import Policy, load, policy_state, read_json, save, write_json
+from lab.report import COSTS
 from model import GPT
 
 try:
@@ -29,7 +30,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-COSTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
 # What a run is does not depend on these: where things lie, and how its course is watched.
 PLACES = {"mode", "data", "out", "init", "pretrained", "resume", "settings", "seeds", "vary",
           "source", "device", "save_every"}
