@@ -12,14 +12,12 @@ import data
 import test_exercises
 import torch
 from data import forecast
-from lab import course
+from lab import course, report
+from lab.policy import write_json
 
 ROOT = course.ROOT
 OURS = (ROOT / "sorl.py").read_text(encoding="utf-8")
-LOSS = "from train import MLE_P_M, rank_static\n\n\n" + re.search(
-    r"^def loss.*?(?=^def )", (ROOT / "train.py").read_text(encoding="utf-8"), re.M | re.S).group()
-IMPORTS = "import sorl\nimport torch\nfrom lab.batches import Batches\nfrom lab.policy import " \
-          "score\nfrom lab.run import Run\n"
+LOSS = re.search(r"^def loss.*?(?=^def )", course.read(ROOT / "train.py"), re.M | re.S).group()
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +25,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("SORL", "UPDATE"):
-        monkeypatch.setenv(name, "")  # so that what is taken from the environment comes back
+        monkeypatch.setenv(name, "")  # so that what is changed in the environment comes back
 
 
 def with_body(function: str, body: str, source: str = OURS) -> str:
@@ -75,81 +73,95 @@ def test_the_handout_imports_and_every_exercise_is_blank(tmp_path, capsys):
     assert kept <= set(vars(modules["sorl.py"]))  # what is no exercise is there whole
     theirs, ours = (m.uniforms((2, 3), 1) for m in (modules["sorl.py"], test_exercises.real))
     assert torch.equal(theirs, ours)
+    names = test_exercises.train.loss.__code__.co_names
+    needed = {name for name in names if name in vars(test_exercises.train)}
+    assert needed <= set(vars(modules["train.py"]))
     assert str(box) in (box / "README.txt").read_text(encoding="utf-8")
     assert "cannot be written" in refused(capsys, "handout", "box")  # a student's work is kept
 
 
-FORGE = """
+# Every way to stop a grading or to cheat in one: the text of a my_sorl.py, and what is said of
+# which exercise. The others pass (15 needs another file).
+SOLVED = with_body("observe", "return solved(static, mask, observation, mask_id)") + """
 
-def alive(fd):
-    try:
-        return os.fstat(fd) is not None
-    except OSError:
-        return False
+def solved(static, mask, observation, mask_id):
+    if observation not in ("masked", "static"):
+        raise ValueError(observation)
+    return static.masked_fill(mask, mask_id) if observation == "masked" else static
 """
-SUBMISSIONS = {  # file -> its text, and what is said of exercises; the others pass, but for 15
-    # Every way to stop a grading, or to disturb it.
-    "loops.py": (with_body("observe", "while True: pass"), {"02": "does it loop for ever?"}),
-    "exits.py": (with_body("observe", "raise SystemExit(0)"), {"02": "ends the program"}),
-    "leaves.py": ("import os\n" + with_body("observe", "os._exit(0)"), {"02": "ends the program"}),
-    "prints.py": (with_body("observe", "print('x' * 99999)"), {"02": "got None, expected"}),
-    "syntax.py": (OURS + "\ndef f(:", {"all": "cannot be imported: line"}),
-    "empty.py": ("", {"all": "has no function"}),
+CLASS = {
+    "solves": (SOLVED, {}),
+    "loops": (with_body("observe", "while True: pass"), {"02": course.NO_ANSWER}),
+    "exits": (with_body("observe", "raise SystemExit(0)"), {"02": "SystemExit: 0"}),
+    "prints": (with_body("observe", "print('x' * 99999)"), {"02": "got None, expected"}),
+    "passes": (with_body("observe", "assert False, 'passed'"), {"02": "passed"}),
+    "syntax": (OURS + "\ndef f(:", {"all": "SyntaxError: invalid syntax (my_sorl.py, line"}),
+    "imports": (with_body("observe", "import sorl; return sorl.observe(static, mask, observation, "
+                          "mask_id)"), {"all": "my_sorl.py uses sorl: write it without"}),
 }
-MORE = {
-    "wrong.py": (with_body("masked_runs", "return mask.long()"),
-                 {"10": "mask [1, 1, 0, 1, 1, 1, 0] at [1]: got 1, expected 2"}),
-    "crashes.py": (with_body("observe", "return static[99]"), {"02": ": IndexError: index 99"}),
-    "missing.py": (OURS.replace("def entropy", "def entropie"), {"08": "has no function entropy"}),
-    "fails.py": (OURS + "\n1 / 0", {"all": "cannot be imported: line"}),
-    "binary.py": ("\0\udcff", {"all": "cannot be imported"}),
-    "imports.py": (with_body("observe", "import sorl; return sorl.observe(static, mask)"),
-                   {"all": "uses sorl: write it without"}),
-    "forges.py": ("import os\n" + with_body(
-        "observe", "[os.write(fd, b'\\0\\0\\0\\6passed') for fd in range(3, 99) if alive(fd)]; "
-        "os._exit(0)") + FORGE, {"02": "ends the program"}),
-    "finds.py": ("import sys\n" + with_body(
-        "observe", "return sys.modules['sorl'].observe(static, mask, observation, mask_id)"),
-        {"02": "AttributeError: 'NoneType'"}),
-    "finds2.py": ("import sys\n" + with_body(
-        "observe", "return sys.modules['lab.batches'].sorl.observe(static, mask, observation, 13)"),
-        {"02": "AttributeError: 'NoneType'"}),
+SLOW_CLASS = {
+    "wrong": (with_body("masked_runs", "return mask.long()"),
+              {"10": "mask [1, 1, 0, 1, 1, 1, 0] at [1]: got 1, expected 2"}),
+    "crashes": (with_body("observe", "return static[99]"), {"02": ": IndexError: index 99"}),
+    "missing": (OURS.replace("def entropy", "def entropie"), {"08": "no attribute 'entropy'"}),
+    "empty": ("", {"all": "has no attribute"}),
+    "fails": (OURS + "\n1 / 0", {"all": "ZeroDivisionError"}),
+    "binary": ("\0\udcff", {"all": "UnicodeDecodeError"}),
+    "nested": ("(" * 10_000, {"all": ": "}),
+    "leaves": ("import os\n" + OURS, {"all": "uses os"}),
+    "reads": (OURS + "\nopen('tests/test_exercises.py')", {"all": "uses open"}),
+    "finds": (OURS + "\nfrom torch import sys as s", {"all": "uses sys"}),
+    "evaluates": (OURS + "\neval('1')", {"all": "uses eval"}),
+    "climbs": (OURS + "\nf = observe.__globals__", {"all": "uses __globals__"}),
+    "blinds": (with_body("observe", "torch.isclose = lambda a, b, **k: torch.ones_like(a == a)\n"
+                         "    return static"), {"02": "changes what the check is made of"}),
+    "hard codes": (with_body("observe", "return static if observation == 'static' else "
+                             "torch.tensor([[3, 13, 4, 13, 13, 12, 10],"
+                             " [13, 7, 12, 10, 10, 10, 10]])"),
+                   {"02": "random inputs, masked, 77: got the shape"}),
 }
+for kind in ("SystemExit", "AssertionError", "KeyboardInterrupt", "ValueError", "MemoryError"):
+    SLOW_CLASS[kind] = with_body("act", f"raise {kind}('passed')"), {"14": "passed"}
+
+
+def hand_in(folder, sorl: str = "", update: str = "") -> None:
+    folder.mkdir(parents=True)
+    for name, text in (("my_sorl.py", sorl), ("my_update.py", update)):
+        if text or name == "my_sorl.py":
+            (folder / name).write_bytes(text.encode(errors="surrogateescape"))
 
 
 @pytest.mark.parametrize("submissions", [
-    SUBMISSIONS, pytest.param(MORE, marks=pytest.mark.slow)], ids=["disturbing", "wrong"])
+    CLASS, pytest.param(SLOW_CLASS, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_a_folder_of_submissions(tmp_path, monkeypatch, capsys, submissions):
     """None stops the grading, prints into it, or loses more than what it did not solve."""
     monkeypatch.setattr(course, "SECONDS", 2)
-    os.mkdir("class")
     for name, (text, _) in submissions.items():
-        (tmp_path / "class" / name).write_bytes(text.encode(errors="surrogateescape"))
-    os.mkdir("class/whole")
-    (tmp_path / "class/whole/my_sorl.py").write_text(OURS, encoding="utf-8")
-    (tmp_path / "class/whole/my_update.py").write_text(IMPORTS + LOSS, encoding="utf-8")
-    os.mkdir("class/update")
-    (tmp_path / "class/update/my_update.py").write_text(
-        "import train\n\n\ndef loss(*args):\n    return train.loss(*args)\n", encoding="utf-8")
-    os.mkdir("class/no submission")
+        hand_in(tmp_path / "class" / name, text)
+    hand_in(tmp_path / "class/whole", OURS, course.UPDATE + LOSS)
+    hand_in(tmp_path / "class/update", OURS,
+            "import train\n\n\ndef loss(*args):\n    return train.loss(*args)\n")
+    (tmp_path / "class/no submission").mkdir()
     course.main(["grade", "class"])
     printed = capsys.readouterr().out
     assert "container" in printed and "xxx" not in printed
     with open("grades.csv", encoding="utf-8", newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert set(rows) == {*submissions, "whole", "update"}
-    assert rows["whole"]["points"] == "100" and rows["whole"]["remarks"] == ""
-    assert len(rows["whole"]["the same code as ours"].split()) == 15
-    assert rows["update"]["points"] == "0" and "15: not written yet" in rows["update"]["remarks"]
-    points = {n: p for n, (_, p) in course.exercises().items()}
+    points = {number: points for number, (_, points) in course.exercises().items()}
+    assert {rows["whole"][n] for n in points} == {"passed, the same code as ours"}
+    assert rows["whole"]["points"] == "100" and rows["update"]["15"] == "not written yet"
     for name, (_, expected) in submissions.items():
         row = rows[name]
-        remarks = dict(r.split(": ", 1) for r in row["remarks"].split("; ") if r[:2].isdigit())
-        lost = set(remarks) - {"15"}
-        assert lost == (set(points) - {"15"} if "all" in expected else set(expected)), name
-        for number in lost:
-            assert expected.get("all", expected.get(number)) in remarks[number], (name, remarks)
-        assert int(row["points"]) == sum(p for n, p in points.items() if n not in remarks)
+        lost = {number for number in points if not row[number].startswith("passed")}
+        lost |= {number for number in expected if number in points}  # "passed", says a cheat
+        assert lost == set(points if "all" in expected else {*expected, "15"}), (name, row)
+        for number in lost - {"15"}:
+            assert expected.get("all", expected.get(number)) in row[number], (name, row[number])
+        assert row["15"] == "my_update.py was not handed in"
+        assert int(row["points"]) == sum(points[n] for n in set(points) - lost)
+    if "solves" in rows:
+        assert rows["solves"]["02"] == "passed"
 
 
 def test_one_submission_and_its_table(tmp_path, capsys):
@@ -158,27 +170,21 @@ def test_one_submission_and_its_table(tmp_path, capsys):
     course.main(["grade", "kim.py"])
     printed = capsys.readouterr().out
     said = r"baseline=mean, scale=False, rewards .*: got .*, expected"
-    for line in (rf"^05 advantage +0/8  {said}", r"^03 rollout_one_pass +12/12  passed$",
-                 r"^kim.py +80/100$"):
+    for line in (rf"^05 advantage +8  {said}", r"^03 rollout_one_pass +12  passed",
+                 r"^kim.py: 80 points$"):
         assert re.search(line, printed, re.M), line
     with open("grades.json", encoding="utf-8") as file:
         row = json.load(file)
-    assert row["points"] == 80 and row["said"]["01"] == "passed" and "05" not in row["copied"]
+    assert row["points"] == 80 and row["01"].startswith("passed")
 
 
-def test_an_exercise_does_not_pay_for_another(tmp_path, monkeypatch):
-    """act calls 03 and 04, feed calls 02: they are given ours. And who loops is given up."""
-    monkeypatch.setattr(course, "SECONDS", 1)
+def test_an_exercise_does_not_pay_for_another(tmp_path):
+    """act calls 03 and 04, feed calls 02: they are given ours."""
     functions = {function for function, _ in course.exercises().values()} - {"feed", "act"}
-    source = course.blanked(OURS, functions)
-    source = source.replace("    raise NotImplementedError\n", "    while True: pass\n", 4)
-    (tmp_path / "lee.py").write_text(source, encoding="utf-8")
-    row = course.graded("lee.py")
-    assert row["said"]["01"] == row["said"]["02"] == row["said"]["03"] == course.TOO_LONG.format(1)
-    assert row["said"]["13"] == "not run: 3 exercises gave no answer"
     (tmp_path / "lee.py").write_text(course.blanked(OURS, functions), encoding="utf-8")
     row = course.graded("lee.py")
-    assert [n for n, said in row["said"].items() if said == "passed"] == ["13", "14"]
+    assert [n for n in course.exercises() if row[n].startswith("passed")] == ["13", "14"]
+    assert row["01"] == "not written yet"
 
 
 def test_what_is_refused(tmp_path, capsys):
@@ -186,25 +192,24 @@ def test_what_is_refused(tmp_path, capsys):
     (tmp_path / "list.json").write_text("[]")
     for words, expected in (
             (["grade", "nobody"], "nobody: expected a my_sorl.py, or a folder of submissions"),
-            (["grade"], "expected one path"), (["handout", "a", "b"], "expected one path"),
-            (["leaderboard"], "--secret N"), (["grade", "x", "--secret", "1"], "--secret N"),
-            (["leaderboard", "reward.json", "--secret", "1"], "a JSON object of flags, among"),
-            (["leaderboard", "list.json", "--secret", "1"], "a JSON object of flags, among"),
+            (["grade"], "FILE_OR_FOLDER"), (["handout", "a", "b"], "unrecognized arguments: b"),
+            (["leaderboard"], "--secret"), (["grade", "x", "--secret", "1"], "unrecognized"),
+            (["leaderboard", "reward.json", "--secret", "1"], "expected a JSON object with K,"),
+            (["leaderboard", "list.json", "--secret", "1"], "expected a JSON object with K,"),
             (["leaderboard", "none.json", "--secret", "1"], "none.json: expected")):
         assert expected in refused(capsys, *words), words
 
 
 def test_secret_data_are_forecasts_of_another_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(forecast, "SIZES", {"train": 30, "val": 5, "test": 5})
+    monkeypatch.setattr(forecast, "GRAMMARS", dict(forecast.GRAMMARS))
     made = []
-    for secret in (7, 7, 8):
-        course.secret_data(secret, str(tmp_path))
-        made.append(data.load_dataset(str(tmp_path)))
+    for i, secret in enumerate((7, 7, 8)):
+        course.secret_data(secret, str(tmp_path / str(i)))
+        made.append(data.load_dataset(str(tmp_path / str(i))))
     assert made[0] == made[1] != made[2] != forecast.generate("forecast")
-    assert all(forecast.stated(r.references[0], r.source) == dict.fromkeys(
-        forecast.stated(r.references[0], r.source), True) for r in made[2]["train"])
-    assert data.flags_of(str(tmp_path)) == forecast.FLAGS and set(forecast.GRAMMARS) == {
-        "forecast", "forecast2"}
+    assert all(all(forecast.stated(r.references[0], r.source).values()) for r in made[2]["train"])
+    assert data.flags_of(str(tmp_path / "0")) == forecast.FLAGS
 
 
 TINY = dict(n_layer=1, n_embd=16, vocab_size=300, base_steps=4, base_batch=4, eval_size=4)
@@ -214,25 +219,24 @@ TINY = dict(n_layer=1, n_embd=16, vocab_size=300, base_steps=4, base_batch=4, ev
 def test_a_leaderboard(tmp_path, monkeypatch, capsys):
     """Entries are run on the secret data, ours among them; who never gets there stands last."""
     monkeypatch.setattr(forecast, "SIZES", {"train": 30, "val": 5, "test": 5})
+    monkeypatch.setattr(forecast, "GRAMMARS", dict(forecast.GRAMMARS))
     monkeypatch.setattr(course, "OURS", ("masked",))
-    monkeypatch.setattr(course, "SEEDS", (0,))
-    monkeypatch.setattr(course, "LEVEL", 0.0)
-    monkeypatch.setattr(course, "ALWAYS", course.ALWAYS | dict(device="cpu"))
-    write = course.secret_data
-
-    def tiny_data(secret, folder):
-        write(secret, folder)
-        with open(f"{folder}/flags.json", "w") as file:
-            json.dump({"": TINY | dict(steps=2, batch_size=2, kl_weight=0.0)}, file)
-    monkeypatch.setattr(course, "secret_data", tiny_data)
-    (tmp_path / "flags.json").write_text('{"setting": "online", "K": 2}')
-    (tmp_path / "bad.json").write_text('{"setting": "masked", "K": 0}')
+    monkeypatch.setattr(course, "SEEDS", ("0",))
+    for module in (course, report):
+        monkeypatch.setattr(module, "LEVEL", 0.0)
+    flags = {"": TINY | dict(steps=2, batch_size=2, kl_weight=0.0)}
+    monkeypatch.setattr(course, "write_json", lambda value, path: write_json(
+        flags if path.endswith("flags.json") else value, path))
+    entries = {"flags": {"setting": "online", "K": 2}, "bad": {"K": 0}, "none": {"sorl": "no.py"},
+               "blank": {"sorl": "blank.py"}, "mine": {"sorl": "mine.py"}}
+    for name, entry in entries.items():
+        write_json(entry, f"{name}.json")
     (tmp_path / "blank.py").write_text(course.blanked(OURS, {"act"}), encoding="utf-8")
     (tmp_path / "mine.py").write_text(OURS, encoding="utf-8")
-    course.main(["leaderboard", "flags.json", "bad.json", "blank.py", "mine.py", "--secret", "5"])
-    with open("leaderboard.json", encoding="utf-8") as file:
-        rows = json.load(file)
-    rows = {row["name"]: row for row in rows}
-    assert rows["(masked)"]["fp"] == rows["mine.py"]["fp"] == 0 == rows["flags.json"]["fp"]
-    assert "--K 0: expected" in rows["bad.json"]["wrong"] and rows["bad.json"]["fp"] is None
-    assert "NotImplementedError" in rows["blank.py"]["wrong"] and rows["blank.py"]["fp"] is None
+    course.main(["leaderboard", *(f"{name}.json" for name in entries), "--secret", "5"])
+    printed = capsys.readouterr().out
+    for name in ("masked", "flags.json", "mine.json"):
+        assert re.search(rf"^{name} +0 +0.0 +0 ", printed, re.M), printed
+    for name, wrong in (("bad", "--K 0: expected"), ("blank", "NotImplementedError"),
+                        ("none", "No module named 'no'")):
+        assert re.search(rf"^{name}.json: .*{wrong}", printed, re.M), printed
