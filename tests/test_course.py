@@ -113,8 +113,8 @@ SLOW_CLASS = {
     "finds": (OURS + "\nfrom torch import sys as s", {"all": "uses sys"}),
     "evaluates": (OURS + "\neval('1')", {"all": "uses eval"}),
     "climbs": (OURS + "\nf = observe.__globals__", {"all": "uses __globals__"}),
-    "blinds": (with_body("observe", "torch.isclose = lambda a, b, **k: torch.ones_like(a == a)\n"
-                         "    return static"), {"02": "changes what the check is made of"}),
+    "blinds": (with_body("masked_runs", "torch.isclose = lambda a, b, **k: a == a\n"
+                         "    return mask.long()"), {"10": "changes what the check is made of"}),
     "hard codes": (with_body("observe", "return static if observation == 'static' else "
                              "torch.tensor([[3, 13, 4, 13, 13, 12, 10],"
                              " [13, 7, 12, 10, 10, 10, 10]])"),
@@ -154,7 +154,6 @@ def test_a_folder_of_submissions(tmp_path, monkeypatch, capsys, submissions):
     for name, (_, expected) in submissions.items():
         row = rows[name]
         lost = {number for number in points if not row[number].startswith("passed")}
-        lost |= {number for number in expected if number in points}  # "passed", says a cheat
         assert lost == set(points if "all" in expected else {*expected, "15"}), (name, row)
         for number in lost - {"15"}:
             assert expected.get("all", expected.get(number)) in row[number], (name, row[number])
