@@ -316,14 +316,14 @@ def leaderboard(paths: list[str], secret: int) -> None:
     with tempfile.TemporaryDirectory() as home:
         secret_data(secret, f"{home}/data")
         same = ["--data", f"{home}/data", "--seeds", *SEEDS, "--eval_every", "1"]
-        if wrong := run_training(["--settings", *OURS, *same, "--out", home]):
+        ours = f"{home}/ours"
+        if wrong := run_training(["--settings", *OURS, *same, "--out", ours]):
             raise InputError(wrong)
-        curves = {name: read_curve([f"{home}/seed{seed}/{name}" for seed in SEEDS])
+        curves = {name: read_curve([f"{ours}/seed{seed}/{name}" for seed in SEEDS])
                   for name in OURS}
-        for path, flags in entries.items():
-            out = tempfile.mkdtemp(dir=home)
-            for seed in SEEDS:
-                shutil.copytree(f"{home}/seed{seed}/base", f"{out}/seed{seed}/base")
+        for number, (path, flags) in enumerate(entries.items()):
+            out = f"{home}/{number}"
+            shutil.copytree(ours, out, ignore=shutil.ignore_patterns(*OURS))  # the bases
             setting, sorl = flags.pop("setting"), flags.pop("sorl")
             words = [f"--{name}={value}" for name, value in flags.items()]
             if wrong := run_training(["--settings", setting, *words, *same, "--out", out], sorl):
