@@ -1,4 +1,5 @@
 """The course: what is handed out, what a grade says, and what no submission can do to it."""
+import ast
 import csv
 import importlib.util
 import json
@@ -104,15 +105,9 @@ SLOW_CLASS = {
               {"10": "mask [1, 1, 0, 1, 1, 1, 0] at [1]: got 1, expected 2"}),
     "crashes": (with_body("observe", "return static[99]"), {"02": ": IndexError: index 99"}),
     "missing": (OURS.replace("def entropy", "def entropie"), {"08": "no attribute 'entropy'"}),
-    "empty": ("", {"all": "has no attribute"}),
     "fails": (OURS + "\n1 / 0", {"all": "ZeroDivisionError"}),
     "binary": ("\0\udcff", {"all": "UnicodeDecodeError"}),
     "nested": ("(" * 10_000, {"all": ": "}),
-    "leaves": ("import os\n" + OURS, {"all": "uses os"}),
-    "reads": (OURS + "\nopen('tests/test_exercises.py')", {"all": "uses open"}),
-    "finds": (OURS + "\nfrom torch import sys as s", {"all": "uses sys"}),
-    "evaluates": (OURS + "\neval('1')", {"all": "uses eval"}),
-    "climbs": (OURS + "\nf = observe.__globals__", {"all": "uses __globals__"}),
     "blinds": (with_body("masked_runs", "torch.isclose = lambda a, b, **k: a == a\n"
                          "    return mask.long()"), {"10": "changes what the check is made of"}),
     "hard codes": (with_body("observe", "return static if observation == 'static' else "
@@ -129,6 +124,19 @@ def hand_in(folder, sorl: str = "", update: str = "") -> None:
     for name, text in (("my_sorl.py", sorl), ("my_update.py", update)):
         if text or name == "my_sorl.py":
             (folder / name).write_bytes(text.encode(errors="surrogateescape"))
+
+
+def test_the_fence():
+    for text, word in (
+            ("import sorl", "sorl"), ("from . import sorl", "."), ("import os.path", "os.path"),
+            ("from torch import sys as s", "sys"), ("torch.nn.os.fork()", "os"),
+            ("open('tests/test_exercises.py')", "open"), ("getattr(torch, 'o' + 's')", "getattr"),
+            ("observe.__globals__", "__globals__"), ("x.gi_frame", "gi_frame"),
+            ("def f():\n  import test_exercises", "test_exercises"),
+            ("class Any:\n  def __eq__(self, other): return True", "__eq__"), (OURS, "")):
+        assert course.beyond_the_fence(ast.parse(text), course.MODULES["sorl.py"]) == word
+    tree = ast.parse(course.UPDATE + LOSS)
+    assert course.beyond_the_fence(tree, course.MODULES["train.py"]) == ""
 
 
 @pytest.mark.parametrize("submissions", [
