@@ -999,16 +999,15 @@ def parse(argv):
     parser.add_argument("--quick", action="store_true", help="fewer instances, shorter runs")
     parser.add_argument("--out", default="out/theory", help="folder for the figures")
     parser.add_argument("--plan", action="store_true", help="what an update costs here")
-    for flag, default, what in (("budget_fp", math.inf, "FPs to spend"),
-                                ("budget_seconds", math.inf, "seconds (300 without a budget)"),
-                                ("T", 32, "tokens"), ("K", 16, "samples"),
-                                ("batch_size", 32, "sources")):
+    flags = {"budget_fp": (math.inf, "FPs to spend"), "T": (32, "tokens"), "K": (16, "samples"),
+             "budget_seconds": (math.inf, "seconds (300 without a budget)"),
+             "batch_size": (32, "sources")}
+    for flag, (default, what) in flags.items():
         parser.add_argument(f"--{flag}", type=type(default), default=default, help=f"plan: {what}")
     args = parser.parse_args(argv)
-    for part in args.parts:
-        if part not in names:
-            fail(f"unknown part {part!r}; expected {' '.join(names)}")
-    for flag in ("budget_fp", "budget_seconds", "T", "K", "batch_size"):
+    for part in set(args.parts) - set(names):
+        fail(f"unknown part {part!r}; expected {' '.join(names)}")
+    for flag in flags:
         if not getattr(args, flag) > 0:
             fail(f"--{flag} {getattr(args, flag)}: expected more than 0")
     if args.budget_fp == args.budget_seconds == math.inf:

@@ -60,40 +60,37 @@ class Record:
 
 def parse_record(line: str, where: str) -> Record:
     """One JSONL line -> Record. Raises InputError that begins with `where` (file and line)."""
+    def check(holds: bool, expected: str, found) -> None:
+        if not holds:
+            raise InputError(f"{where}: {expected}, found {found!r:.60}")
+
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as e:  # ValueError: also integers of thousands of digits
         raise InputError(f"{where}: expected one JSON object a line, "
                          f"found {line.strip()[:40]!r} ({e})") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object with source and references, "
-                         f"found {type(row).__name__}")
-    if unknown := sorted(set(row) - {"source", "references", "target", "static", "names"}):
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; "
-                         f"expected source, references, target, static, names")
-    source = row.get("source")
-    if not isinstance(source, str) or not source.strip():
-        raise InputError(f"{where}: field 'source': expected a non-empty string, "
-                         f"found {source!r:.60}")
-    texts = {}
-    for name in ("references", "target", "static"):
-        texts[name] = row.get(name, [])
-        if not isinstance(texts[name], list) or not all(
-                isinstance(text, str) and text.strip() for text in texts[name]):
-            raise InputError(f"{where}: field {name!r}: expected a list of non-empty strings, "
-                             f"found {texts[name]!r:.60}")
-    if not texts["references"]:
-        raise InputError(f"{where}: field 'references': expected at least one text")
-    names = row.get("names", {})
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise InputError(f"{where}: field 'names': expected an object of strings, "
-                         f"found {names!r:.60}")
+    check(isinstance(row, dict), "expected a JSON object with source and references", row)
+    fields = {"source": "", "references": [], "target": [], "static": [], "names": {}}
+    for name in row:
+        check(name in fields, f"unknown field {name!r}; expected {', '.join(fields)}", row[name])
+    source, *lists, names = (fields | row).values()
+    check(is_text(source), "field 'source': expected a non-empty string", source)
+    for name, texts in zip(("references", "target", "static"), lists):
+        check(isinstance(texts, list) and all(map(is_text, texts)),
+              f"field {name!r}: expected a list of non-empty strings", texts)
+    check(lists[0], "field 'references': expected at least one text", lists[0])
+    check(isinstance(names, dict) and all(isinstance(n, str) for n in names.values()),
+          "field 'names': expected an object of strings", names)
     try:
-        "".join([source, *sum(texts.values(), []), *names, *names.values()]).encode()
+        "".join([source, *sum(lists, []), *names, *names.values()]).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: expected text that UTF-8 can encode, "
                          f"found an unpaired surrogate") from None
-    return Record(source, **texts, names=names, where=where)
+    return Record(source, *lists, names, where)
+
+
+def is_text(value) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def load_records(path: str) -> list[Record]:
@@ -167,10 +164,9 @@ def flags_of(name: str) -> dict[str, dict]:
         return {}
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: expected JSON in UTF-8 ({e})") from None
-    if flags == {"preset": "e2e"}:
-        return e2e.FLAGS
-    if flags == {"preset": "forecast"}:
-        return forecast.FLAGS
+    for name, module in (("e2e", e2e), ("forecast", forecast)):
+        if flags == {"preset": name}:
+            return module.FLAGS
     if not isinstance(flags, dict):
         flags = {"": flags}
     for setting, values in flags.items():

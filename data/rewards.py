@@ -362,11 +362,6 @@ def load_reward(spec: str) -> Callable[[list[str], list[list[str]], list[str]], 
     return reward
 
 
-def is_built_in(spec: str) -> bool:
-    """Whether a reward runs no code but ours."""
-    return all(name in BUILT_IN for name in _names(spec))
-
-
 def blind_to(spec: str, references: list[list[str]]) -> str | None:
     """One line on what a reward cannot see in these references, or None.
 

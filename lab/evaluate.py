@@ -1,5 +1,6 @@
 """Evaluation, and the commands that need no training: it disturbs neither the counts nor the
 randomness of a run."""
+import functools
 import math
 import os
 import re
@@ -22,8 +23,25 @@ from lab.work import Work, check_lengths
 from model import generate, log_probs
 
 
+def uncounted(function):
+    """A function of a policy that has no gradient, and whose passes count as nobody's work."""
+    @functools.wraps(function)
+    @torch.no_grad()
+    def evaluation(policy: Policy, *args, **choices):
+        pushed = policy.model.eval().pushed.clone()
+        found = function(policy, *args, **choices)
+        policy.model.pushed.copy_(pushed)
+        return found
+    return evaluation
+
+
 def encode(policy: Policy, sources: list[str]):
     return (t.to(policy.device) for t in data.encode_sources(sources, policy.tok))
+
+
+def logits_of(policy: Policy, sources: list[str], text: torch.Tensor) -> torch.Tensor:
+    """The logits (N,T,V) that predict each text, ids (N,T), after its source."""
+    return sorl.target_logits(policy.model.eval(), *encode(policy, sources), text)
 
 
 def rows_at_once(policy: Policy) -> int:
@@ -31,84 +49,73 @@ def rows_at_once(policy: Policy) -> int:
     return max(1, min(256, 2 ** 27 // (policy.T * policy.tok.vocab_size)))
 
 
-@torch.no_grad()
-def write_texts(policy: Policy, sources: list[str], u=None, size: int = 256) -> torch.Tensor:
+def slices(count: int, size: int) -> list[slice]:
+    return [slice(at, at + size) for at in range(0, count, size)]
+
+
+@uncounted
+def write_texts(policy: Policy, sources: list[str], u=None) -> torch.Tensor:
     """One text for each source, greedy, or sampled by uniforms u (N,1,T) -> ids (N,T)."""
-    policy.model.eval()
-    texts, pushed = [], policy.model.pushed.clone()
-    for at in range(0, len(sources), size):
-        src, pad = encode(policy, sources[at:at + size])
-        rows = None if u is None else u[at:at + size].to(policy.device)
+    texts = []
+    for part in slices(len(sources), 256):
+        src, pad = encode(policy, sources[part])
+        rows = None if u is None else u[part].to(policy.device)
         with autocast(policy.device):
             texts.append(generate(policy.model, src, pad, policy.T, rows)[:, 0])
-    policy.model.pushed.copy_(pushed)
     return torch.cat(texts)
 
 
-def validate(policy: Policy, records: list[Record], reward, limit: int = 0):
-    """Mean reward of the greedy texts of the first `limit` records (0 = all), and the texts."""
-    records = records[:limit or None]
+def validate(policy: Policy, records: list[Record], reward):
+    """Mean reward of the greedy texts of the records, and the texts."""
     sources = [r.source for r in records]
     texts = policy.texts(write_texts(policy, sources))
     return float(reward(texts, [r.references for r in records], sources).mean()), texts
 
 
-@torch.no_grad()
-def validation_loss(policy: Policy, records: list[Record], limit: int) -> float:
-    """Mean cross-entropy per token of every target of the first `limit` records; nats."""
-    policy.model.eval()
-    size = rows_at_once(policy)
-    pushed, total, count = policy.model.pushed.clone(), 0.0, 0
-    pairs = [(r, text) for r in records[:limit or None] for text in r.target]
-    for at in range(0, len(pairs), size):
-        part, targets = zip(*pairs[at:at + size])
-        empty = [[] for _ in part]
-        batch = data.make_batch(list(part), list(targets), empty, policy.tok, policy.T)
-        batch = batch.to(policy.device)
+@uncounted
+def validation_loss(policy: Policy, records: list[Record]) -> float:
+    """Mean cross-entropy per token of every target of the records; nats."""
+    total, count = 0.0, 0
+    pairs = [(r.source, text) for r in records for text in r.target]
+    for part in slices(len(pairs), rows_at_once(policy)):
+        sources, targets = zip(*pairs[part])
+        text, lengths = data.encode_texts(targets, policy.tok, policy.T)
+        text = text.to(policy.device)
         with autocast(policy.device):
-            logits = sorl.target_logits(policy.model, batch.src, batch.pad, batch.target)
-        total += float(sorl.mle_loss(logits, batch.target, batch.target_len))
-        count += int(batch.target_len.sum())
-    policy.model.pushed.copy_(pushed)
+            logits = logits_of(policy, sources, text)
+        total += float(sorl.mle_loss(logits, text, lengths.to(policy.device)))
+        count += int(lengths.sum())
     return total / count
 
 
-@torch.no_grad()
+@uncounted
 def copying(policy: Policy, records: list[Record], limit: int = 100) -> float | None:
     """Does the model take words from its source? RL cannot teach that in a few updates.
 
     Every word of a reference that its own source has and the next record's source has not: is it
     ten times likelier after its own source than after the next? The share of them, teacher-forced;
     None where references repeat nothing. Neither the loss nor the greedy texts tell."""
-    records, tok = records[:limit], policy.tok
-    own, other, texts = [], [], []
-    for r, next_r in zip(records, records[1:] + records[:1]):
-        own.append(r.source)
-        other.append(next_r.source)
-        texts.append(" ".join(r.references[0].split()))
-    text, _ = data.encode_texts(texts, tok, policy.T)
+    records = records[:limit]
+    sources = [r.source for r in records]
+    others = sources[1:] + sources[:1]
+    texts = [" ".join(r.references[0].split()) for r in records]
     columns = []  # (record, column) of the first token of each such word
-    for b, words in enumerate(texts):
-        begin = 0
-        repeated = words_of(own[b]) - words_of(other[b])
-        for word in words.split():
+    for b, text in enumerate(texts):
+        begin, repeated = 0, words_of(sources[b]) - words_of(others[b])
+        for word in text.split():
             if words_of(word) & repeated and begin < policy.T - 1:
                 columns.append((b, begin))
-            begin += len(tok.encode(word))
+            begin += len(policy.tok.encode(word))
     if not columns:
         return None
     b, t = torch.tensor(columns, device=policy.device).T
-    policy.model.eval()
-    pushed, text, logp = policy.model.pushed.clone(), text.to(policy.device), []
-    for sources in (own, other):
-        src, pad = encode(policy, sources)
-        logits = sorl.target_logits(policy.model, src, pad, text)[b, t]
-        logp.append(log_probs(logits).gather(1, text[b, t][:, None]))
-    policy.model.pushed.copy_(pushed)
-    surprising = logp[1] < math.log(0.1)  # "snow" after "wet" needs no source
+    text = data.encode_texts(texts, policy.tok, policy.T)[0].to(policy.device)
+    own, other = (log_probs(logits_of(policy, of, text)[b, t]).gather(1, text[b, t][:, None])
+                  for of in (sources, others))
+    surprising = other < math.log(0.1)  # "snow" after "wet" needs no source
     if not surprising.any():
         return None
-    return (logp[0] - logp[1] > math.log(10))[surprising].float().mean().item()
+    return (own - other > math.log(10))[surprising].float().mean().item()
 
 
 def words_of(text: str) -> set[str]:
@@ -123,20 +130,17 @@ def note_copying(base: Policy, records: list[Record]) -> None:
               f"expect wrong facts; more --base_steps may help")
 
 
-@torch.no_grad()
+@uncounted
 def spread(policy: Policy, base: Policy | None, sources, tokens) -> dict:
     """Entropy and KL to the base, nats per token, along sampled texts, ids (N,T)."""
-    sums, count, size = {"entropy": 0.0, "kl_to_base": 0.0}, 0, rows_at_once(policy)
-    policy.model.eval()
-    for at in range(0, len(sources), size):
-        src, pad = encode(policy, sources[at:at + size])
-        text = tokens[at:at + size]
-        inside = sorl.text_mask(text, policy.tok.vocab_size)
+    sums, count = {"entropy": 0.0, "kl_to_base": 0.0}, 0
+    for part in slices(len(sources), rows_at_once(policy)):
+        inside = sorl.text_mask(tokens[part], policy.tok.vocab_size)
         n = int(inside.sum())
-        logits = sorl.target_logits(policy.model, src, pad, text)
+        logits = logits_of(policy, sources[part], tokens[part])
         sums["entropy"] += n * float(sorl.entropy(logits, inside))
         if base is not None:
-            base_logits = sorl.target_logits(base.model.eval(), src, pad, text)
+            base_logits = logits_of(base, sources[part], tokens[part])
             sums["kl_to_base"] += n * float(sorl.kl_divergence(logits, base_logits, inside))
         count += n
     return {name: total / max(1, count) for name, total in sums.items()}
@@ -147,9 +151,8 @@ def test_policy(policy: Policy, base: Policy | None, records: list[Record], rewa
 
     BLEU and ROUGE-L are 0..100. slot_error is None unless every source has slots."""
     sources, references = [r.source for r in records], [r.references for r in records]
-    texts = policy.texts(write_texts(policy, sources))
-    row = {"test_reward": float(reward(texts, references, sources).mean()),
-           "bleu": bleu(texts, references),
+    test_reward, texts = validate(policy, records, reward)
+    row = {"test_reward": test_reward, "bleu": bleu(texts, references),
            "rougeL": 100 * float(rouge(texts, references)[:, 2].mean()), "slot_error": None}
     if all(map(has_slots, sources)):
         errors, slots = slot_errors(texts, sources)
@@ -166,15 +169,14 @@ def test_policy(policy: Policy, base: Policy | None, records: list[Record], rewa
 @torch.no_grad()
 def diagnose(run: Run, log: dict) -> dict:
     """What a reward curve hides, from one batch of an update (`loss` returns the log)."""
-    rollout = log.get("rollout")
+    rollout, logits, mask = log.get("rollout"), log["logits"], log["mask"]
     if rollout is None or not rollout.acted.any():
         return {}
-    if run.cfg.observation == "full":
-        row = {"entropy": float(sorl.entropy(log["logits"], rollout.acted.flatten(0, 1)))}
-    else:
-        row = {"entropy": float(sorl.entropy(log["logits"], log["mask"])),
-               "fill_accuracy": sorl.fill_accuracy(log["logits"], log["static"], log["mask"]),
-               "repetition": float(sorl.repetition(rollout.tokens, log["mask"]))}
+    full = run.cfg.observation == "full"
+    row = {"entropy": float(sorl.entropy(logits, rollout.acted.flatten(0, 1) if full else mask))}
+    if not full:
+        row |= {"fill_accuracy": sorl.fill_accuracy(logits, log["static"], mask),
+                "repetition": float(sorl.repetition(rollout.tokens, mask))}
     tok = run.policy.tok
     pays, count = sorl.reward_by_token(rollout, log["A"], tok.vocab_size)
     frequent = torch.nonzero(count > 0.002 * count.sum()).squeeze(1)
@@ -195,10 +197,11 @@ def evaluate(run: Run, records: list[Record], reward) -> dict:
     The best of an RL run is that of the highest validation reward; a base keeps its last weights,
     because neither its loss nor its greedy texts tell when it has learned to copy."""
     cfg, is_base = run.cfg, run.base is None
-    val_reward, texts = validate(run.policy, records, reward, cfg.eval_size)
+    records = records[:cfg.eval_size or None]
+    val_reward, texts = validate(run.policy, records, reward)
     row = {"val_reward": val_reward}
     if is_base:
-        row["val_loss"] = validation_loss(run.policy, records, cfg.eval_size)
+        row["val_loss"] = validation_loss(run.policy, records)
         row["copying"] = copying(run.policy, records)
     log = run.logs["samples.txt"]
     log.write(f"step {run.step}  validation reward {val_reward:.4f}\n")
@@ -214,21 +217,18 @@ def tested(cfg, name: str, folder: str, base: Policy, work: Work) -> dict:
     """The row of a finished run; tested once, and then read from its results.json."""
     if done := report.read_rows(f"{folder}/results.json"):
         return done[0]
-    state = load(f"{folder}/ckpt.pt")
-    policy = load_policy(f"{folder}/best.pt", base.device)
+    state, policy = load(f"{folder}/ckpt.pt"), load_policy(f"{folder}/best.pt", base.device)
     records = work.dataset["test"]
     row, texts = test_policy(policy, base, records, work.reward, cfg.seed)
-    semi = name not in ("base", "mle", "offline", "online")
-    samples = name not in ("base", "mle")
     row |= state["counts"] | {
-        "name": name, "setting": "semi" if semi else name, "seed": cfg.seed,
-        "observation": cfg.observation if semi else None,
-        "p_m": cfg.p_m if samples else None,
-        "K": (cfg.K if cfg.p_m > 0 else cfg.num_static) if samples else None,
-        "refresh": cfg.refresh if semi else None,
+        "name": name, "setting": name, "seed": cfg.seed,
         "val_reward": state["best"], "steps": state["step"]}
+    if name not in ("base", "mle"):
+        row |= {"p_m": cfg.p_m, "K": cfg.K if cfg.p_m > 0 else cfg.num_static}
+    if name not in ("base", "mle", "offline", "online"):
+        row |= {"setting": "semi", "observation": cfg.observation, "refresh": cfg.refresh}
     report.write_predictions(folder, records, texts)
-    row = {key: row[key] for key in report.ROW}
+    row = {key: row.get(key) for key in report.ROW}
     write_json([row], f"{folder}/results.json")
     return row
 
@@ -250,21 +250,7 @@ def command(mode: str, config, given: dict) -> None:
     dataset, reward = data.load_dataset(cfg.data), load_reward(cfg.reward)
     check_lengths(dataset, policy)
     modes = {"eval": eval_mode, "sample": sample_mode, "candidates": candidates_mode}
-    modes[mode](cfg, given, policy, dataset, reward)
-
-
-def eval_mode(cfg, given, policy, dataset, reward) -> None:
-    """Quality of a checkpoint's greedy texts on the test split; with --out, the texts too."""
-    if "out" in given:
-        new_folder(cfg.out)
-    row, texts = test_policy(policy, None, dataset["test"], reward, cfg.seed)
-    row.pop("kl_to_base")
-    for name, value in row.items():
-        if value is not None:
-            print(f"{name:<15}{value:10.4f}")
-    if "out" in given:
-        report.write_predictions(cfg.out, dataset["test"], texts)
-        print(f"wrote {cfg.out}/predictions.txt")
+    modes[mode](replace(cfg, out=given.get("out", "")), policy, dataset, reward)
 
 
 def new_folder(path: str) -> None:
@@ -277,45 +263,52 @@ def new_folder(path: str) -> None:
         raise InputError(f"--out {path}: cannot be made ({e.strerror})") from None
 
 
+def eval_mode(cfg, policy, dataset, reward) -> None:
+    """Quality of a checkpoint's greedy texts on the test split; with --out, the texts too."""
+    if cfg.out:
+        new_folder(cfg.out)
+    row, texts = test_policy(policy, None, dataset["test"], reward, cfg.seed)
+    row.pop("kl_to_base")
+    for name, value in row.items():
+        if value is not None:
+            print(f"{name:<15}{value:10.4f}")
+    if cfg.out:
+        report.write_predictions(cfg.out, dataset["test"], texts)
+        print(f"wrote {cfg.out}/predictions.txt")
+
+
 @torch.no_grad()
-def sample_candidates(policy: Policy, records: list[Record], cfg, reward, split: str):
-    """K texts of the policy for each record, best first -> (records with them as static, FPs)."""
-    made, fp, size, progress = [], 0, max(1, 512 // cfg.K), Progress("sample")
-    for at in range(0, len(records), size):
-        part = records[at:at + size]
-        sources = [r.source for r in part]
-        src, pad = encode(policy, sources)
-        shape = len(part), cfg.K, policy.T
-        u = sorl.uniforms(shape, cfg.seed, split, at, "candidates").to(policy.device)
-        with autocast(policy.device):
-            tokens = generate(policy.model.eval(), src, pad, policy.T, u,
-                              temperature=cfg.temperature, top_k=cfg.top_k)
-        fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
-        texts = [[text for text in policy.texts(rows) if text.strip()] or r.static
-                 for r, rows in zip(part, tokens)]
-        references = [[r.references] * len(of_r) for r, of_r in zip(part, texts)]
-        ranked = best_first(texts, references, sources, reward)
-        made += [replace(r, static=of_r) for r, of_r in zip(part, ranked)]
-        progress.show(len(made), len(records), f"FP {fp:>8,}", len(made) == len(records))
-    return made, fp
-
-
-def candidates_mode(cfg, given, policy, dataset, reward) -> None:
-    """Write the data again, with K ranked texts of the policy a source as its static texts."""
-    if "out" not in given:
+def candidates_mode(cfg, policy, dataset, reward) -> None:
+    """Write the data again, with K texts of the policy a source, best first, as static texts."""
+    if not cfg.out:
         raise InputError("--mode candidates: expected --out, the folder of the new data")
     new_folder(cfg.out)
-    total = 0
+    fp = 0
     for split in SPLITS:
-        records, fp = sample_candidates(policy, dataset[split], cfg, reward, split)
-        data.save_records(records, f"{cfg.out}/{split}.jsonl")
-        total += fp
+        made, records, progress = [], dataset[split], Progress("sample")
+        for at in slices(len(records), max(1, 512 // cfg.K)):
+            part = records[at]
+            sources = [r.source for r in part]
+            src, pad = encode(policy, sources)
+            u = sorl.uniforms((len(part), cfg.K, policy.T), cfg.seed, split, at.start,
+                              "candidates")
+            with autocast(policy.device):
+                tokens = generate(policy.model.eval(), src, pad, policy.T, u.to(policy.device),
+                                  temperature=cfg.temperature, top_k=cfg.top_k)
+            fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
+            texts = [[text for text in policy.texts(rows) if text.strip()] or r.static
+                     for r, rows in zip(part, tokens)]
+            references = [[r.references] * len(of_r) for r, of_r in zip(part, texts)]
+            ranked = best_first(texts, references, sources, reward)
+            made += [replace(r, static=of_r) for r, of_r in zip(part, ranked)]
+            progress.show(len(made), len(records), f"FP {fp:>8,}", len(made) == len(records))
+        data.save_records(made, f"{cfg.out}/{split}.jsonl")
     write_json(data.flags_of(cfg.data), f"{cfg.out}/flags.json")
-    print(f"wrote {cfg.out}: {cfg.K} candidates a source, {total:,} FP")
+    print(f"wrote {cfg.out}: {cfg.K} candidates a source, {fp:,} FP")
 
 
 @torch.no_grad()
-def sample_mode(cfg, given, policy, dataset, reward) -> None:
+def sample_mode(cfg, policy, dataset, reward) -> None:
     """The method on one source: static text, what is fed, fills with their rewards, greedy text.
 
     A source of the data has its static text and references; another starts from the policy's
@@ -329,24 +322,24 @@ def sample_mode(cfg, given, policy, dataset, reward) -> None:
     greedy = policy.texts(write_texts(policy, [source]))[0]
     known = [r for split in SPLITS for r in dataset[split] if r.source == source]
     record = known[0] if known else Record(source, [greedy or source])
-    static = record.static[0]
-    batch = data.make_batch([record], [static], [[static]], tok, policy.T).to(policy.device)
-    T = batch.static.size(2)
+    text = record.static[0]
+    batch = data.make_batch([record], [text], [[text]], tok, policy.T).to(policy.device)
+    static, lengths = batch.static[:, 0], batch.static_len[:, 0]
+    T = static.size(1)
 
     u = sorl.uniforms((1, T), cfg.seed, 0, "mask").to(policy.device)
-    mask = sorl.sample_mask(u, batch.static_len[:, 0], cfg.p_m)
+    mask = sorl.sample_mask(u, lengths, cfg.p_m)
     u = sorl.uniforms((1, cfg.K, T), cfg.seed, 0, "tokens").to(policy.device)
     how = cfg.temperature, cfg.top_k
-    fed, decoded = sorl.feed(model, batch.src, batch.pad, batch.static[:, 0], mask, u,
-                             "masked", tok.mask, *how)
+    fed, _ = sorl.feed(model, batch.src, batch.pad, static, mask, u, "masked", tok.mask, *how)
     logits = sorl.target_logits(model, batch.src, batch.pad, fed)
-    rollout = sorl.act(logits, batch.static[:, 0], mask, u, decoded, *how)
+    rollout = sorl.act(logits, static, mask, u, None, *how)
     rewards = score(reward, policy, rollout.tokens, batch)
     A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
 
-    length = int(batch.static_len[0, 0]) - 1
-    words = ["[MASK]" if i == tok.mask else tok.decode([i]) for i in fed[0, :length].tolist()]
-    print(f"source   {source}\nstatic   {static}\nfed      {' '.join(words)}")
+    ids = fed[0, :int(lengths[0]) - 1].tolist()
+    words = ["[MASK]" if i == tok.mask else tok.decode([i]) for i in ids]
+    print(f"source   {source}\nstatic   {text}\nfed      {' '.join(words)}")
     texts = policy.texts(rollout.tokens)
     fills = dict.fromkeys(zip(texts, rewards[0].tolist(), A[0].tolist()))
     for text, R, a in list(fills)[:8]:

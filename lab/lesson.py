@@ -85,12 +85,12 @@ def example() -> str:
 # --------------------------------------------------------------------------------------------------
 # The picture
 
-SETTINGS = {  # name -> what the model observes, p_m, and may it end the text where it likes?
-    "online": ("full", 1.0, True),
-    "full": ("full", 0.3, True),
-    "masked": ("masked", 0.3, False),
-    "static": ("static", 0.3, False),
-    "offline": ("masked", 0.0, False),
+SETTINGS = {  # name -> what the model observes, p_m
+    "online": ("full", 1.0),
+    "full": ("full", 0.3),
+    "masked": ("masked", 0.3),
+    "static": ("static", 0.3),
+    "offline": ("masked", 0.0),
 }
 K = 16
 CAPTION = f"""\
@@ -112,18 +112,17 @@ def picture(init: str, path: str) -> None:
     static = torch.full((1, T), tok.pad)  # the model may write up to T tokens
     static[:, :batch.static.size(2)] = batch.static[:, 0]
     coins, u = sorl.uniforms((1, T), 7, "mask"), sorl.uniforms((1, K, T), 4, "tokens")
-    for name, (observation, p_m, free) in SETTINGS.items():
-        length = torch.tensor([T + 1]) if free else batch.static_len[:, 0]
-        mask = sorl.sample_mask(coins, length, p_m)
+    for name, (observation, p_m) in SETTINGS.items():
+        sees = observation == "full"  # a model that sees its own tokens ends where it likes
+        lengths = torch.tensor([T + 1]) if sees else batch.static_len[:, 0]
+        mask = sorl.sample_mask(coins, lengths, p_m)
         fed, decoded = sorl.feed(model, batch.src, batch.pad, static, mask, u,
                                  observation, tok.mask)
         src, pad = batch.src.expand(len(fed), -1), batch.pad.expand(len(fed))
-        logits = sorl.target_logits(model, src, pad, fed)
-        rollout = sorl.act(logits, static, mask, u, decoded)
+        rollout = sorl.act(sorl.target_logits(model, src, pad, fed), static, mask, u, decoded)
         rows.append((f"{name}\n{int(rollout.fp)} FP", fed[0], rollout.tokens[0, 0],
-                     rollout.acted[0, 0], decoded is not None))
-    failed = attempt(path, plot_settings, record.source, rows, tok)
-    if failed:
+                     rollout.acted[0, 0], sees))
+    if failed := attempt(path, plot_settings, record.source, rows, tok):
         raise InputError(failed[0])
 
 
@@ -133,30 +132,30 @@ def plot_settings(path: str, source: str, rows: list, tok) -> None:
     font = dict(va="center", ha="center", family="monospace", fontsize=7.5)
     special = {tok.mask: "[MASK]", tok.eos: "end"}
 
-    def word(i) -> str:
-        return special.get(int(i), tok.decode([int(i)]).strip() or "␣")
+    def words(ids) -> list[str]:
+        return [special.get(i, tok.decode([i]).strip() or "␣") for i in ids.tolist()]
 
-    def cell(left, y, width, i, drawn):
-        hidden = i == tok.mask
-        axis.text(left + width / 2, y, word(i), color="white" if hidden else "black",
+    def cell(left, y, width, word, drawn):
+        back = "black" if word == "[MASK]" else "#f0a04b" if drawn else "white"
+        axis.text(left + width / 2, y, word, color="white" if back == "black" else "black",
                   weight="bold" if drawn else "normal", **font)
-        axis.add_patch(pyplot().Rectangle(
-            (left + 0.1, y - 0.5), width - 0.2, 1, edgecolor="black", linewidth=0.5,
-            facecolor="black" if hidden else "#f0a04b" if drawn else "white"))
+        axis.add_patch(pyplot().Rectangle((left + 0.1, y - 0.5), width - 0.2, 1, facecolor=back,
+                                          edgecolor="black", linewidth=0.5))
 
     right = 0
-    for number, (title, fed, text, acted, seen) in enumerate(rows):
+    for number, (title, fed, text, acted, sees) in enumerate(rows):
         y, left = 4.2 * number, 8.0
         axis.text(-0.5, y + 0.9, title, **font | dict(fontsize=9, weight="bold"))
         axis.text(5.5, y, "fed", **font)
         axis.text(5.5, y + 1.8, "text", **font)
         length = int(sorl.text_mask(text, tok.vocab_size).sum())
-        for t in range(length):
-            width = 1.6 + max(len(word(fed[t])), len(word(text[t])))
-            if t < length - 1:  # the last column is predicted, and never fed
-                cell(left, y, width, fed[t], acted[t] and seen)
-            cell(left, y + 1.8, width, text[t], acted[t])
-            if acted[t]:
+        cells = zip(words(fed[:length - 1]) + [""], words(text[:length]), acted.tolist())
+        for upper, lower, drawn in cells:
+            width = 1.6 + max(len(upper), len(lower))
+            if upper:  # the last column is predicted, and never fed
+                cell(left, y, width, upper, drawn and sees)
+            cell(left, y + 1.8, width, lower, drawn)
+            if drawn:
                 axis.annotate("", (left + 0.8, y + 1.3), (left - 0.6, y + 0.5),
                               arrowprops=dict(arrowstyle="->", linewidth=0.8))
             left += width

@@ -7,9 +7,8 @@
 
     python -m lab.report OUT ... --figure F [--spectrum]
 
-Comparisons become a panel each: validation reward against FPs. Sweeps, or whatever is given with
---spectrum, become one plot of test reward against FPs: a line is a setting at one refresh interval,
-with p_m beside its points, or a setting and a flag that was varied, with the flag's values.
+A comparison becomes a panel: validation reward against FPs. Sweeps, or whatever is given with
+--spectrum, become one panel of test reward against FPs (see `spectrum`).
 
 FPs are forward propagations, rows through the model, that sample or score. ± is the standard
 deviation over seeds; s.e. is the standard error of a mean of differences paired by seed.
@@ -23,11 +22,13 @@ import os
 import shlex
 import sys
 import textwrap
+from dataclasses import dataclass
 
 import numpy as np
 
 import data
 from data import InputError
+from lab.policy import read_json, write_json, write_whole
 
 ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "seed", "val_reward",
        "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
@@ -39,20 +40,25 @@ WIDTH = 100                               # columns of what is printed
 LEVEL, MARGIN = 0.98, 0.02                # of reward, for cost at matched quality
 
 # A field of a row -> heading, format, explanation: what is printed, and what report.txt adds.
-NAME = {"name": ("setting", "{}", "")}
-COLUMNS = NAME | {
+COLUMNS = {
+    "name": ("setting", "{}", ""),
     "p_m": ("p_m", "{:g}", "share of the tokens that the model samples; the rest is static text"),
     "K": ("K", "{:g}", "samples of each static text; online: of a source; offline: stored texts"),
     "refresh": ("refresh", "{:g}", "updates between two refreshes of the static text; 0: never"),
+    "value": ("value", "{}", ""),
     "val_reward": ("val R", "{:.3f}", "reward of greedy validation texts, with the weights kept"),
     "test_reward": ("test R", "{:.3f}", "the same weights on the test split"),
+    "less": ("less first", "{}", "test R less that of the setting's first value"),
+    "reach_fp": (f"FP to {LEVEL}", "{}", "FPs until validation first reached it (median)"),
+    "reach_seconds": ("s", "{}", "seconds until then"),
     "facts": ("facts", "{:.0%}", "test texts that state every fact of their source rightly"),
     "slot_error": ("slots", "{:.2%}", "slots of the test sources that texts miss or get wrong"),
     "fp": ("FP", "{:,.0f}", "forward propagations that sample or score, in all of training"),
     "seconds": ("seconds", "{:.1f}", "of training, evaluation not counted"),
     "steps": ("updates", "{:.0f}", "optimizer steps"),
 }
-MORE_COLUMNS = NAME | {
+MORE_COLUMNS = {
+    "name": COLUMNS["name"],
     "sampled_reward": ("sampled", "{:.3f}", "reward of sampled test texts"),
     "bleu": ("BLEU", "{:.1f}", "of the greedy test texts, 0 to 100"),
     "rougeL": ("RougeL", "{:.1f}", "of the greedy test texts, 0 to 100"),
@@ -87,16 +93,8 @@ def style(name: str) -> dict:
 # -------------------------------------------------------------------------------------------------
 # Files
 
-def home_of(out: str, seeds: tuple, seed: int) -> str:
-    """The folder of one seed's runs in a comparison; `seeds` is empty without --seeds."""
-    return f"{out}/seed{seed}" if seeds else out
-
-
 def write_text(path: str, text: str) -> None:
-    """The whole file or none of it."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}.tmp", path)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def attempt(path: str, write, *args) -> list[str]:
@@ -106,16 +104,6 @@ def attempt(path: str, write, *args) -> list[str]:
         return []
     except Exception as error:  # matplotlib fails in more ways than can be listed
         return [f"{path} was not written: {' '.join(str(error).split())[:200]}"]
-
-
-def read_lines(path: str, *keys: str) -> list[dict]:
-    """The objects of a JSONL file, each with these keys. Raises InputError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [{key: line[key] for key in keys} for line in map(json.loads, file)]
-    except (OSError, ValueError, KeyError, TypeError):
-        wanted = ", ".join(keys)
-        raise InputError(f"{path}: expected a run's file, each line with {wanted}") from None
 
 
 def readable(record, text: str) -> str:
@@ -132,6 +120,16 @@ def write_predictions(folder: str, records: list, texts: list[str]) -> None:
         pages.append(f"{readable(record, record.source)}\n  {readable(record, text)}\n")
     write_text(f"{folder}/predictions.jsonl", "".join(lines))
     write_text(f"{folder}/predictions.txt", "".join(pages))
+
+
+def read_lines(path: str, *keys: str) -> list[dict]:
+    """The objects of a JSONL file, each with these keys. Raises InputError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [{key: line[key] for key in keys} for line in map(json.loads, file)]
+    except (OSError, ValueError, KeyError, TypeError):
+        wanted = ", ".join(keys)
+        raise InputError(f"{path}: expected a run's file, each line with {wanted}") from None
 
 
 def read_predictions(folders: list[str], records: list) -> list[list[str]]:
@@ -160,16 +158,32 @@ def read_curve(folders: list[str]) -> dict:
     return means | {"runs": curves}
 
 
-def gather(read, names, rows: list[dict], out: str, seeds: tuple, notes: list) -> dict:
+def read_rows(path: str) -> list[dict]:
+    """The rows of results.json or vary-FLAG.json; [] without such a file. Raises InputError."""
+    rows = read_json(path)
+    try:
+        if all(set(ROW) <= set(row) for row in rows or []):
+            return rows or []
+    except TypeError:
+        pass
+    raise InputError(f"{path}: expected rows as train.py writes them")
+
+
+def gather(read, folders: dict[str, list[str]], notes: list) -> dict:
     """Setting -> read(folders of its runs); one that cannot be read adds a line to `notes`."""
     found = {}
-    for name in names:
-        ran = [row["seed"] for row in rows if row["name"] == name]
+    for name, runs in folders.items():
         try:
-            found[name] = read([f"{home_of(out, seeds, seed)}/{name}" for seed in ran])
+            found[name] = read(runs)
         except InputError as error:
             notes.append(f"{name} is left out: {error}")
     return found
+
+
+def folders_of(out: str, rows: list[dict], seeds: tuple) -> dict[str, list[str]]:
+    """Setting -> the folders of its runs; `seeds` is empty without --seeds."""
+    return {name: [f"{out}/seed{row['seed']}/{name}" if seeds else f"{out}/{name}" for row in group]
+            for name, group in by_name(rows).items()}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -187,9 +201,11 @@ def by_name(rows: list[dict]) -> dict[str, list[dict]]:
 def align(lines: list[list[str]]) -> str:
     """Rows of cells as text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
-    sides = [str.ljust] + [str.rjust] * (len(widths) - 1)
-    rows = [[side(cell, w) for side, cell, w in zip(sides, line, widths)] for line in lines]
-    return "\n".join("  ".join(row).rstrip() for row in rows)
+    rows = []
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        rows.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(rows)
 
 
 def show(form: str, values: list, spread: bool) -> str:
@@ -254,8 +270,9 @@ def cost_table(curves: dict[str, dict]) -> str:
     for name, at in reached.items():
         cells = ["never"] * 3 + ["-"] * 2
         if at:
-            cells = [f"{at['fp']:,.0f}", f"{at['seconds']:.1f}", f"{at['step']:.0f}"]
-            cells += [times(online, at, key) for key in ("fp", "seconds")]
+            cells[:3] = f"{at['fp']:,.0f}", f"{at['seconds']:.1f}", f"{at['step']:.0f}"
+        if at and online:
+            cells[3:] = [times(online[key], at[key]) for key in ("fp", "seconds")]
         reward = curves[name]["val_reward"]
         lines.append([name, *cells, f"{reward.max():.3f}", f"{reward[-1]:.3f}"])
     return f"""\
@@ -266,33 +283,27 @@ Cost until the validation reward first reaches {level:.3f} ({origin}){median}:
   best       highest mean validation reward; a setting whose last is lower fell when it went on"""
 
 
-def times(online: dict | None, at: dict, key: str) -> str:
-    """How many times less than online a setting has spent; "-" where nothing was spent."""
-    if not online or not at[key]:
-        return "-"
-    ratio = online[key] / at[key]
-    return f"{ratio:,.0f}x" if ratio >= 9.95 else f"{ratio:.1f}x"
+def times(online: float, spent: float) -> str:
+    """How many times less than online was spent; "-" where nothing was."""
+    ratio = online / spent if spent else math.nan
+    return f"{ratio:,.0f}x" if ratio >= 9.95 else f"{ratio:.1f}x" if spent else "-"
 
 
 def facts_of(texts: list[str], records: list) -> list[dict[str, bool]]:
-    """What each text states of its source's facts; a source of another form is left out."""
+    """What each text states of its source's facts, and whether it states all of them; a source of
+    another form is left out."""
     said = [data.stated(text, record.source) for text, record in zip(texts, records)]
-    return [facts for facts in said if facts]
-
-
-def all_right(said: list[dict[str, bool]]) -> float | None:
-    """The share of texts that state every fact; None without texts."""
-    return float(np.mean([all(facts.values()) for facts in said])) if said else None
+    return [facts | {"all": all(facts.values())} for facts in said if facts]
 
 
 def fact_table(said: dict[str, list[dict]]) -> str:
     """Setting -> what its texts state -> percent of the texts, for each fact and for all facts."""
     facts = unique(fact for texts in said.values() for text in texts for fact in text)
-    lines = [["setting", *facts, "all"]]
+    facts = [fact for fact in facts if fact != "all"] + ["all"]
+    lines = [["setting", *facts]]
     for name, texts in said.items():
         right = [[text[fact] for text in texts if fact in text] for fact in facts]
-        shares = [np.mean(r) if r else math.nan for r in right] + [all_right(texts)]
-        lines.append([name, *(f"{100 * share:.0f}" for share in shares)])
+        lines.append([name, *(f"{100 * np.mean(values):.0f}" for values in right)])
     return "Facts that greedy test texts state rightly, in percent:\n" + align(lines)
 
 
@@ -318,7 +329,7 @@ def difference_table(groups: dict[str, list[dict]]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------
-# The report of a comparison, and of a sweep
+# The report of a comparison, of one run, and of a sweep
 
 def compare_report(out: str, rows: list[dict], records: list, machine: str, seeds: tuple) -> str:
     """What compare prints. Writes OUT/report.txt, outputs.txt, and last compare.png.
@@ -330,16 +341,18 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
 
     A file that is missing, foreign or cannot be written is one line in the text, not an error.
     """
-    groups, notes = by_name(rows), []
-    texts = gather(lambda folders: read_predictions(folders, records),
-                   list(groups), rows, out, seeds, notes)
-    said = {name: [facts_of(run, records) for run in runs] for name, runs in texts.items()}
-    for name, runs in said.items():
-        groups[name] = [row | {"facts": all_right(run)} for row, run in zip(groups[name], runs)]
-    pooled = {name: sum(runs, []) for name, runs in said.items() if any(runs)}
-    panel = panel_of(out, rows, seeds, notes)
+    groups, folders, notes = by_name(rows), folders_of(out, rows, seeds), []
+    texts = gather(lambda runs: read_predictions(runs, records), folders, notes)
+    pooled = {}
+    for name, runs in texts.items():
+        said = [facts_of(run, records) for run in runs]
+        if any(said):
+            pooled[name] = sum(said, [])
+            groups[name] = [row | {"facts": np.mean([facts["all"] for facts in run])}
+                            for row, run in zip(groups[name], said)]
+    panel, curves = panel_of(out, rows, seeds, notes)
     parts = [tabulate(groups, COLUMNS) + f"; {machine}"]
-    parts += [cost_table(panel[1])] if panel[1] else []
+    parts += [cost_table(curves)] if curves else []
     parts += [fact_table(pooled)] if pooled else []
     more = [tabulate(groups, MORE_COLUMNS), difference_table(groups)]
 
@@ -347,9 +360,9 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     report = "\n\n".join([*parts, *more, example, *notes]) + "\n"
     notes += attempt(f"{out}/report.txt", write_text, report)
     notes += attempt(f"{out}/outputs.txt", write_text, samples(texts, records[:20]) + "\n")
-    notes += attempt(f"{out}/compare.png", plot_compare, [panel]) if panel[1] else []
+    notes += attempt(f"{out}/compare.png", plot, [panel]) if curves else []
     best = max(rows, key=lambda row: row["val_reward"])
-    run = f"{home_of(out, seeds, best['seed'])}/{best['name']}"
+    run, = folders_of(out, [best], seeds)[best["name"]]
     return "\n\n".join([*parts, example, *notes, closing(out, run)])
 
 
@@ -387,9 +400,8 @@ Next   python train.py --mode sample --init {shlex.quote(run)}/best.pt
 def data_of(out: str) -> str:
     """The data set of a comparison, as its config.json names it; else the folder's name."""
     try:
-        with open(f"{out}/config.json", encoding="utf-8") as file:
-            return str(json.load(file)["data"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(f"{out}/config.json")["data"])
+    except (InputError, KeyError, TypeError):
         return out
 
 
@@ -397,40 +409,28 @@ def vary_report(out: str, flag: str, rows: list[dict]) -> str:
     """The table of a sweep, also in OUT/vary-FLAG.txt; its rows in OUT/vary-FLAG.json.
 
     rows: rows as in results.json with two more fields, flag and value.
-    Raises OSError where the rows cannot be written.
+    Raises InputError where the rows cannot be written.
     """
-    write_text(f"{out}/vary-{flag}.json", json.dumps(rows, indent=1) + "\n")
-    groups, first, notes = {}, {}, []  # first: setting -> test rewards at its first value
+    write_json(rows, f"{out}/vary-{flag}.json")
+    groups, folders, first, notes = {}, {}, {}, []  # first: setting -> test rewards, first value
     for row in rows:
-        groups.setdefault((row["name"], str(row["value"])), []).append(row)
-    for (name, value), group in groups.items():
-        tested = {row["seed"]: row["test_reward"] for row in group}
-        less = paired(tested, first[name]) if name in first else ""
+        run = f"{row['name']}-{flag}_{row['value']}"
+        groups.setdefault(run, []).append(row)
+        folders.setdefault(run, []).append(f"{out}/seed{row['seed']}/{run}")
+    curves = gather(read_curve, folders, notes)
+    hidden = dict.fromkeys(("p_m", "K", "refresh"))  # a table has columns for what has values
+    for run, group in groups.items():
+        name, tested = group[0]["name"], {row["seed"]: row["test_reward"] for row in group}
+        more = {"less": paired(tested, first[name]) if name in first else ""}
         first.setdefault(name, tested)
-        reached = reached_by(f"{name}-{flag}_{value}", group, out, notes)
-        groups[name, value] = [row | {"value": value, "less": less} | reached for row in group]
-    columns = NAME | {"value": (flag, "{}", "")}
-    columns |= {key: COLUMNS[key] for key in ("val_reward", "test_reward")}
-    columns |= {
-        "less": ("less first", "{}", "test R less that of the setting's first value"),
-        "reach_fp": (f"FP to {LEVEL}", "{}", "FPs until validation first reached it (median)"),
-        "reach_seconds": ("s", "{}", "seconds until then")}
-    columns |= {key: COLUMNS[key] for key in ("slot_error", "fp", "seconds", "steps")}
+        if run in curves:
+            at = first_reach(curves[run], LEVEL)
+            more["reach_fp"] = f"{at['fp']:,.0f}" if at else "never"
+            more["reach_seconds"] = f"{at['seconds']:.1f}" if at else "-"
+        groups[run] = [row | hidden | more for row in group]
+    columns = COLUMNS | {"value": (flag, "{}", "")}
     text = "\n".join([tabulate(groups, columns), *notes])
     return "\n".join([text, *attempt(f"{out}/vary-{flag}.txt", write_text, text + "\n")])
-
-
-def reached_by(folder: str, group: list[dict], out: str, notes: list) -> dict:
-    """What the runs of one value had spent when they reached LEVEL, as cells of the table."""
-    try:
-        curve = read_curve([f"{out}/seed{row['seed']}/{folder}" for row in group])
-    except InputError as error:
-        notes.append(str(error))
-        return {}
-    at = first_reach(curve, LEVEL)
-    if at is None:
-        return {"reach_fp": "never", "reach_seconds": "-"}
-    return {"reach_fp": f"{at['fp']:,.0f}", "reach_seconds": f"{at['seconds']:.1f}"}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -464,124 +464,42 @@ def save_figure(fig, path: str) -> None:
         pyplot().close(fig)
 
 
-def panel_of(out: str, rows: list[dict], seeds: tuple, notes: list) -> tuple:
-    """A comparison as a panel: title, setting -> curve, and the base's validation reward."""
-    names = [name for name in unique(row["name"] for row in rows) if name != "base"]
-    curves = gather(read_curve, names, rows, out, seeds, notes)
-    base = [row["val_reward"] for row in rows if row["name"] == "base"]
-    title, ran = os.path.basename(data_of(out).rstrip("/")), len({row["seed"] for row in rows})
-    title += f", mean of {ran} seeds" if ran > 1 else ""
-    return title, curves, float(np.mean(base)) if base else None
+@dataclass
+class Panel:
+    """Rewards against FPs, on a log axis."""
+    ylabel: str
+    lines: dict  # label -> setting, points (P,2), and what to write beside the points, or ()
+    title: str = ""
+    base: float | None = None  # its reward, a dotted line
+    saving: tuple = ()  # FPs of the cheapest setting and of online when they reached LEVEL
 
 
-def plot_compare(path: str, panels: list[tuple]) -> None:
-    """Validation reward against FPs, a panel for each comparison (see panel_of)."""
-    size = (max(6.5, 4.5 * len(panels)), 3.9)
-    fig, axes = pyplot().subplots(1, len(panels), figsize=size, squeeze=False)
-    for axis, (title, curves, base) in zip(axes[0], panels):
-        tidy(axis, "forward propagations that sample (log scale)")
-        axis.set_title(title, fontsize=11, fontweight="bold")
-        plot_curves(axis, curves, base)
-        plot_saving(axis, curves)
-    axes[0][0].set_ylabel("reward of greedy texts, validation")
-    fig.tight_layout()  # names are placed where the axes will be
-    for axis in axes[0]:
-        write_beside(axis, name_curves(axis))
-    save_figure(fig, path)
-
-
-def plot_curves(axis, curves: dict, base: float | None) -> None:
-    """The curves of one panel; mle, which samples with no FP, has no place on the axis."""
-    axis.set_xscale("log")
+def panel_of(out: str, rows: list[dict], seeds: tuple, notes: list) -> tuple[Panel, dict]:
+    """A comparison as a panel, and setting -> curve. mle, which samples with no FP, has no place
+    on the axis."""
+    folders = folders_of(out, rows, seeds)
+    folders.pop("base", None)
+    curves, lines = gather(read_curve, folders, notes), {}
     for name, curve in curves.items():
-        seen = curve["fp"] > 0
-        look = dict(linewidth=1.1, markersize=3.5, zorder=2)
-        if name in STRONG:
-            look = dict(linewidth=2.2, markersize=5, zorder=3)
-        if seen.any():
-            axis.plot(curve["fp"][seen], curve["val_reward"][seen], label=name, **look,
-                      **style(name), markevery=max(1, seen.sum() // 8))
-    if base is not None:
-        axis.axhline(base, label="_base", color=style("base")["color"], linestyle=":")
-        axis.text(axis.get_xlim()[0], base, " base", va="bottom", fontsize=8, color="#555555")
-    low, high = axis.get_ylim()
-    axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= 1])
-    axis.set_ylim(low, high + 0.25 * (high - low))
+        points = np.stack([curve["fp"], curve["val_reward"]], 1)[curve["fp"] > 0]
+        if len(points):
+            lines[name] = (name, points, ())
+    panel = Panel("reward of greedy texts, validation", lines)
+    ran = len({row["seed"] for row in rows})
+    panel.title = os.path.basename(data_of(out).rstrip("/"))
+    panel.title += f", mean of {ran} seeds" if ran > 1 else ""
+    if base := [row["val_reward"] for row in rows if row["name"] == "base"]:
+        panel.base = np.mean(base)
+    reached = {name: at["fp"] for name in STRONG if name in lines
+               and (at := first_reach(curves[name], LEVEL)) and at["fp"]}
+    if min(reached.values(), default=0) < reached.get("online", 0):
+        panel.saving = min(reached.values()), reached["online"]
+    return panel, curves
 
 
-def plot_saving(axis, curves: dict) -> None:
-    """An arrow above the curves, from online to the cheapest setting where both reach LEVEL."""
-    level = matched_level(curves)[0]
-    if level != LEVEL:  # too little was learned to boast
-        return
-    reached = {name: at["fp"] for name in STRONG if name in curves
-               and (at := first_reach(curves[name], level)) and at["fp"]}
-    cheapest = min(reached, key=reached.get, default="online")
-    if "online" not in reached or cheapest == "online":
-        return
-    left, right = reached[cheapest], reached["online"]
-    low, high = axis.get_ylim()
-    y = high - 0.1 * (high - low)
-    for x in (left, right):
-        axis.plot((x, x), (level, y), color="#999999", linewidth=0.8, label="_level", zorder=1)
-    axis.annotate("", (left, y), (right, y), arrowprops=dict(arrowstyle="->", linewidth=1.4))
-    axis.text(math.sqrt(left * right), y + 0.02 * (high - low), ha="center", fontsize=9,
-              s=f"reward {level:.2f}: {right / left:.0f}x fewer passes")
-
-
-def name_curves(axis) -> list[tuple]:
-    """What write_beside is to write: each curve's name at its end, strong settings first."""
-    named = [line for line in axis.lines if not line.get_label().startswith("_")]
-    named.sort(key=lambda line: line.get_label() not in STRONG)
-    return [(line.get_label(), line.get_xydata()[-1], line.get_color(), 8) for line in named]
-
-
-def write_beside(axis, texts: list[tuple]) -> list:
-    """Write (text, point, color, size), the first ones nearest to their points -> the artists. A
-    thin line leads to a text that had to move away from a crowded place."""
-    renderer, written = axis.figure.canvas.get_renderer(), []
-    frame = axis.get_window_extent(renderer)
-    curves = np.concatenate([pixels(line) for line in axis.lines])
-    taken = [text.get_window_extent(renderer) for text in axis.texts if text.get_text()]
-    for text, point, color, size in texts:
-        strong = dict(fontsize=10, fontweight="bold") if text in STRONG else dict(fontsize=size)
-        artist = axis.annotate(
-            text, point, (0, 0), textcoords="offset points", ha="center", va="center",
-            color=color, arrowprops=dict(arrowstyle="-", linewidth=0.6, color=color, shrinkB=2),
-            **strong)
-        box, at = artist.get_window_extent(renderer), axis.transData.transform(point)
-        shifts = itertools.product(np.linspace(-1, 1, 7) * (box.width / 2 + 8),
-                                   np.linspace(-9, 9, 37) * box.height)
-        shift = min(shifts, key=lambda shift: crowding(
-            box.translated(*shift), at, frame, curves, taken))
-        taken.append(box.translated(*shift))
-        written.append(artist)
-        artist.set_position(np.array(shift) * 72 / axis.figure.dpi)
-        artist.arrow_patch.set_visible(not taken[-1].padded(box.height).contains(*at))
-    return written
-
-
-def crowding(box, at, frame, curves: np.ndarray, taken: list) -> float:
-    """How bad a place `box` is for a text about the point `at`, all in pixels: over another text
-    (boxes in `taken`), out of the axes (`frame`), over a curve (points of `curves`), far away."""
-    overlaps = sum(box.padded(4).overlaps(other) for other in taken)
-    outside = not (frame.contains(*box.min) and frame.contains(*box.max))
-    hidden = ((curves > box.min - 4) & (curves < box.max + 4)).all(1).sum()
-    gap = np.maximum(box.min - at, at - box.max).clip(0)
-    centred = abs(box.x0 + box.x1 - 2 * at[0]) / 18
-    return 1e6 * overlaps + 1e4 * outside + 3 * hidden + np.hypot(*gap) + centred
-
-
-def pixels(line) -> np.ndarray:
-    """Points along a curve, 30 on each of its pieces, (P,2)."""
-    corners = line.get_transform().transform(line.get_xydata())
-    at = np.linspace(0, len(corners) - 1, 30 * len(corners))
-    return np.stack([np.interp(at, range(len(corners)), column) for column in corners.T], 1)
-
-
-def plot_spectrum(path: str, rows: list[dict]) -> None:
-    """Test reward against FPs: a line for each setting and refresh interval, p_m beside each
-    point; or for each setting and flag varied, its value beside each point."""
+def spectrum(rows: list[dict]) -> Panel:
+    """Test rewards: a line for each setting and refresh interval, p_m beside each point; or for
+    each setting and flag varied, its value beside each point."""
     lines = {}  # what a line is called -> (setting, {a point's value: its rows})
     for row in rows:
         if row["fp"] <= 0:
@@ -591,40 +509,92 @@ def plot_spectrum(path: str, rows: list[dict]) -> None:
         if row.get("flag", "p_m") != "p_m":
             line, point = f"{row['name']}, {row['flag']}", row["value"]
         lines.setdefault(line, (row["name"], {}))[1].setdefault(point, []).append(row)
-    fig, axis = pyplot().subplots(figsize=(8, 5))
-    axis.set_xscale("log")
-    tidy(axis, "forward propagations that sample (log scale)", "test reward of greedy texts")
-    values = []
-    for line, (name, points) in lines.items():
-        xy = [np.mean([(row["fp"], row["test_reward"]) for row in group], 0)
-              for group in points.values()]
-        axis.plot(*zip(*xy), label=line, **style(name))
-        values += [(str(value), at, "black", 7) for value, at in zip(points, xy)]
-    fig.tight_layout()
-    write_beside(axis, values + name_curves(axis))
+    for line, (name, groups) in lines.items():
+        points = [np.mean([(row["fp"], row["test_reward"]) for row in group], 0)
+                  for group in groups.values()]
+        lines[line] = name, np.array(points), [*groups]
+    return Panel("test reward of greedy texts", lines)
+
+
+def plot(path: str, panels: list[Panel]) -> None:
+    """Panels side by side; each curve is named at its end."""
+    size = (max(6.5, 4.5 * len(panels)), 3.9)
+    fig, axes = pyplot().subplots(1, len(panels), figsize=size, squeeze=False)
+    for axis, panel in zip(axes[0], panels):
+        tidy(axis, "forward propagations that sample (log scale)")
+        axis.set_title(panel.title, fontsize=11, fontweight="bold")
+        draw(axis, panel)
+    axes[0][0].set_ylabel(panels[0].ylabel)
+    fig.tight_layout()  # names are placed where the axes will be
+    for axis, panel in zip(axes[0], panels):
+        name_lines(axis, panel)
     save_figure(fig, path)
+
+
+def draw(axis, panel: Panel) -> None:
+    """The lines of a panel, the base, and an arrow above them for what is saved."""
+    axis.set_xscale("log")
+    for name, points, _ in panel.lines.values():
+        wide = name in STRONG
+        axis.plot(*points.T, **style(name), markevery=max(1, len(points) // 8), zorder=2 + wide,
+                  linewidth=2.2 if wide else 1.1, markersize=5 if wide else 3.5)
+    if panel.base is not None:
+        axis.axhline(panel.base, color=style("base")["color"], linestyle=":")
+        axis.text(axis.get_xlim()[0], panel.base, " base", va="bottom", fontsize=8, color="#555555")
+    low, high = axis.get_ylim()
+    axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= 1])
+    top = high + (0.25 if panel.saving else 0.1) * (high - low)  # room for an arrow
+    axis.set_ylim(low, top)
+    if panel.saving:
+        left, right = panel.saving
+        y = top - 0.1 * (top - low)
+        axis.vlines((left, right), LEVEL, y, color="#999999", linewidth=0.8, zorder=1)
+        axis.annotate("", (left, y), (right, y), arrowprops=dict(arrowstyle="->", linewidth=1.4))
+        axis.text(math.sqrt(left * right), y + 0.02 * (top - low), ha="center", fontsize=9,
+                  s=f"reward {LEVEL:.2f}: {right / left:.0f}x fewer passes")
+
+
+def name_lines(axis, panel: Panel) -> None:
+    """Write values beside their points and names beside the ends of the lines, strong ones first,
+    each where it covers the least. A thin line leads to a text that had to move away."""
+    frame = axis.get_window_extent()
+    curves = np.concatenate([line.get_transform().transform_path(line.get_path())
+                             .interpolated(30).vertices for line in axis.lines])
+    taken = [text.get_window_extent() for text in axis.texts if text.get_text()]
+    texts = [(str(value), point, dict(fontsize=7)) for _, points, values in panel.lines.values()
+             for value, point in zip(values, points)]
+    ends = [(label, name, points[-1]) for label, (name, points, _) in panel.lines.items()]
+    for label, name, end in sorted(ends, key=lambda line: line[1] not in STRONG):
+        font = dict(fontsize=10, fontweight="bold") if name in STRONG else dict(fontsize=8)
+        texts.append((label, end, font | dict(color=style(name)["color"])))
+    for text, point, font in texts:
+        color = font.get("color", "black")
+        artist = axis.annotate(
+            text, point, (0, 0), textcoords="offset points", ha="center", va="center", **font,
+            arrowprops=dict(arrowstyle="-", linewidth=0.6, color=color, shrinkB=2))
+        box, at = artist.get_window_extent(), axis.transData.transform(point)
+
+        def badness(shift) -> float:
+            """Over another text, out of the axes, over a curve, far away: in pixels."""
+            moved = box.translated(*shift).padded(4)
+            outside = frame.count_contains(moved.corners()) < 4
+            gap = np.maximum(moved.min - at, at - moved.max).clip(0)
+            return (1e6 * moved.count_overlaps(taken) + 1e4 * outside
+                    + 3 * moved.count_contains(curves) + np.hypot(*gap) + abs(shift[0]) / 9)
+
+        shift = min(itertools.product(np.linspace(-1, 1, 7) * (box.width / 2 + 8),
+                                      np.linspace(-9, 9, 37) * box.height), key=badness)
+        taken.append(box.translated(*shift))
+        artist.set_position(np.array(shift) * 72 / axis.figure.dpi)
+        artist.arrow_patch.set_visible(not taken[-1].padded(box.height).contains(*at))
 
 
 # -------------------------------------------------------------------------------------------------
 # Command line
 
-def read_rows(path: str) -> list[dict]:
-    """The rows of results.json or vary-FLAG.json; [] without such a file. Raises InputError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = json.load(file)
-        if all(set(ROW) <= set(row) for row in rows):
-            return rows
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError):
-        pass
-    raise InputError(f"{path}: expected rows as train.py writes them")
-
-
-def make_figure(folders: list[str], path: str, spectrum: bool) -> list[str]:
-    """Plot what the head of this file says -> notes on what is left out. Raises InputError."""
-    rows, panels, notes = [], [], []
+def panels_of(folders: list[str], as_spectrum: bool, notes: list) -> list[Panel]:
+    """A panel for each comparison, or the spectrum of all rows. Raises InputError."""
+    rows, panels = [], []
     for out in folders:
         results = read_rows(f"{out}/results.json")
         files = sorted(glob.glob(f"{glob.escape(out)}/vary-*.json"))
@@ -635,19 +605,15 @@ def make_figure(folders: list[str], path: str, spectrum: bool) -> list[str]:
         if results:
             seeds = [row["seed"] for row in results
                      if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
-            panels.append(panel_of(out, results, tuple(seeds), notes))
-    if spectrum or len(panels) < len(folders):
-        failed, notes = attempt(path, plot_spectrum, rows), []
-    elif not all(curves for _, curves, _ in panels):
+            panels.append(panel_of(out, results, tuple(seeds), notes)[0])
+    if as_spectrum or len(panels) < len(folders):
+        panels, notes[:] = [spectrum(rows)], []
+    if not all(panel.lines for panel in panels):
         raise InputError(" ".join(notes[:1]) or "expected a setting beside the base")
-    else:
-        failed = attempt(path, plot_compare, panels)
-    if failed:
-        raise InputError(failed[0])
-    return notes
+    return panels
 
 
-def main(argv: list[str]) -> None:
+def command(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="lab.report", allow_abbrev=False)
     parser.add_argument("out", nargs="+", help="folders of comparisons or sweeps")
     parser.add_argument("--figure", required=True, help="the file to write, such as spectrum.png")
@@ -657,13 +623,15 @@ def main(argv: list[str]) -> None:
         raise InputError(message)
 
     parser.error = refuse  # one line instead of two
-    try:
-        args = parser.parse_args(argv)
-        notes = make_figure(args.out, args.figure, args.spectrum)
-    except InputError as error:
-        print(f"lab.report: {error}", file=sys.stderr)
-        sys.exit(2)
+    args, notes = parser.parse_args(argv), []
+    if failed := attempt(args.figure, plot, panels_of(args.out, args.spectrum, notes)):
+        raise InputError(failed[0])
     print("\n".join([*notes, f"wrote {args.figure}"]))
+
+
+def main(argv: list[str]) -> None:
+    from lab.cli import run_command  # which imports this file
+    run_command("lab.report", lambda: command(argv))
 
 
 if __name__ == "__main__":

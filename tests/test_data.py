@@ -79,7 +79,7 @@ def test_records_survive_the_disk(tmp_path):
     (b"{", "2: expected one JSON object a line, found '{'"),
     (b"[" * 100_000, "2: expected one JSON object a line"),
     (b"9" * 10_000, "2: expected one JSON object a line"),
-    (b"[1]", "2: expected a JSON object with source and references, found list"),
+    (b"[1]", "2: expected a JSON object with source and references, found [1]"),
     (b'{"source": "s", "reference": ["a"]}', "2: unknown field 'reference'"),
     (b'{"source": " ", "references": ["a"]}', "2: field 'source': expected a non-empty string"),
     (b'{"source": "s"}', "2: field 'references': expected at least one text"),

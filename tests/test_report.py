@@ -50,7 +50,7 @@ def make_comparison(out, seeds=(), names=NAMES):
     rows = []
     for seed in seeds or (0,):
         for name in names:
-            folder = f"{report.home_of(out, seeds, seed)}/{name}"
+            folder = f"{out}/seed{seed}/{name}" if seeds else f"{out}/{name}"
             rewards = [*CURVES.get(name, (.3, .8, .97))]
             write_curve(folder, rewards, fp={"online": 5000, "mle": 0}.get(name, 50))
             report.write_predictions(folder, RECORDS, TEXTS)
@@ -89,7 +89,8 @@ def test_every_column_is_explained_within_the_width(name, scale, dropped):
     lines = report.tabulate({name: rows}, report.COLUMNS).splitlines()
     assert max(map(len, lines)) <= 100
     explained = {line[2:13].strip() for line in lines[3:]} - {"seeds"}
-    headings = {heading for heading, _, _ in report.COLUMNS.values()} - {"setting"}
+    of_sweeps = {"value", "less", "reach_fp", "reach_seconds"}
+    headings = {report.COLUMNS[key][0] for key in report.COLUMNS.keys() - of_sweeps} - {"setting"}
     assert explained == headings - dropped
     assert all(heading in lines[0] for heading in explained)
 
@@ -153,7 +154,7 @@ def test_facts_of_mixed_records():
     lines = report.fact_table({"base": said}).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["setting", "place", "degrees", "all"], ["base", "100", "50", "50"]]
-    assert report.facts_of(TEXTS[1:2], RECORDS[1:2]) == [] and report.all_right([]) is None
+    assert report.facts_of(TEXTS[1:2], RECORDS[1:2]) == []
 
 
 # -------------------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def test_a_figure_that_fails_is_one_line(tmp_path, monkeypatch):
     rows = make_comparison(str(tmp_path))
     def plot(*args):
         raise RuntimeError("latex could not be found\nand so on")
-    monkeypatch.setattr(report, "plot_compare", plot)
+    monkeypatch.setattr(report, "plot", plot)
     text = report.compare_report(str(tmp_path), rows, RECORDS, "a machine", ())
     line = f"{tmp_path}/compare.png was not written: latex could not be found and so on"
     assert line in text.splitlines() and (tmp_path / "report.txt").exists()
@@ -249,17 +250,19 @@ def test_names_of_curves_do_not_overlap(seed):
     """Nine curves that end close together; the names stay apart, in the axes, and complete."""
     rng = np.random.default_rng(seed)
     fig, axis = report.pyplot().subplots(figsize=(4.5, 3.9))
-    curves = {name: dict(fp=np.geomspace(10, 1000 * rng.uniform(1, 4), 6),
-                         val_reward=np.append(rng.uniform(.2, .9, 5), rng.uniform(.97, 1)))
-              for name in NAMES if name != "base"}
-    report.plot_curves(axis, curves, .3)
+    lines = {name: (name, np.stack([np.geomspace(10, 1000 * rng.uniform(1, 4), 6),
+                                    np.append(rng.uniform(.2, .9, 5), rng.uniform(.97, 1))], 1), ())
+             for name in NAMES if name != "base"}
+    panel = report.Panel("reward", lines, base=.3, saving=(20, 900))
+    report.draw(axis, panel)
     fig.tight_layout()
-    written = report.write_beside(axis, report.name_curves(axis))
-    frame = axis.get_window_extent()
+    others = len(axis.texts)
+    report.name_lines(axis, panel)
+    written, frame = axis.texts[others:], axis.get_window_extent()
     fig.canvas.draw()
     found = [Text.get_window_extent(text) for text in written]  # without its thin line
     report.pyplot().close(fig)
-    assert sorted(text.get_text() for text in written) == sorted(curves)
+    assert sorted(text.get_text() for text in written) == sorted(lines)
     for i, box in enumerate(found):
         assert not any(box.overlaps(other) for other in found[:i])
         assert frame.contains(*box.min) and frame.contains(*box.max)
@@ -295,27 +298,21 @@ def test_figures_of_finished_runs(tmp_path, capsys):
     assert min(sizes) > 20_000 and capsys.readouterr().out.count("wrote") == 3
 
 
-def test_lines_of_the_spectrum(tmp_path, monkeypatch):
+def test_lines_of_the_spectrum():
     """A line for each refresh interval with p_m beside its points, and one for another flag."""
     rows = [make_row("refresh", seed, p, p_m=p, refresh=n, fp=1000 / n)
             for seed in (0, 1) for n in (4, 8) for p in (.1, .2)]
     rows += [make_row("masked", 0, .5, p_m=.2, flag="K", value=k) for k in (2, 8)]
     rows += [make_row("base", fp=0)]
-    seen = []
-    monkeypatch.setattr(report, "save_figure", lambda fig, path: seen.append(fig))
-    report.plot_spectrum("spectrum.png", rows)
-    axis = seen[0].axes[0]
-    assert [line.get_label() for line in axis.lines] == [
-        "refresh, every 4", "refresh, every 8", "masked, K"]
-    np.testing.assert_allclose(axis.lines[0].get_xydata(), [(250, .1), (250, .2)])
-    texts = [text.get_text() for text in axis.texts]
-    assert texts[:6] == ["0.1", "0.2", "0.1", "0.2", "2", "8"]
-    report.pyplot().close(seen[0])
+    lines = report.spectrum(rows).lines
+    assert list(lines) == ["refresh, every 4", "refresh, every 8", "masked, K"]
+    np.testing.assert_allclose(lines["refresh, every 4"][1], [(250, .1), (250, .2)])
+    assert [values for _, _, values in lines.values()] == [[.1, .2], [.1, .2], [2, 8]]
 
 
 @pytest.mark.parametrize("content, expected", [
     (None, "expected results.json or vary-FLAG.json"), ("[{}]", "expected rows"),
-    ("7", "expected rows"), ("[7]", "expected rows"), ("{", "expected rows")])
+    ("7", "expected rows"), ("[7]", "expected rows"), ("{", "expected JSON")])
 def test_bad_input_is_one_line(tmp_path, capsys, content, expected):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
