@@ -250,7 +250,7 @@ def read_safetensors(path: str, shapes: dict[str, tuple]) -> dict[str, torch.Ten
             width = DTYPES[dtype].itemsize if dtype in DTYPES else 0
             if width == 0 or found != shape or end - first != math.prod(shape) * width:
                 raise ValueError(f"{path}: {name}: expected {shape} in F32, F16 or BF16, found "
-                                 f"{found!r:.60} in {dtype:.20}, {end - first:,} bytes")
+                                 f"{found!r:.60} in {dtype!r:.20}, {end - first:,} bytes")
         weights = {}
         for name, (dtype, _, first, end) in entries.items():
             if name in shapes:
