@@ -250,7 +250,7 @@ def read_safetensors(path: str, shapes: dict[str, tuple]) -> dict[str, torch.Ten
             width = DTYPES[dtype].itemsize if dtype in DTYPES else 0
             if width == 0 or found != shape or end - first != math.prod(shape) * width:
                 raise ValueError(f"{path}: {name}: expected {shape} in F32, F16 or BF16, found "
-                                 f"{found!r:.60} in {dtype:.20}, {end - first:,} bytes")
+                                 f"{found!r:.60} in {dtype!r:.20}, {end - first:,} bytes")
         weights = {}
         for name, (dtype, _, first, end) in entries.items():
             if name in shapes:
@@ -300,19 +300,18 @@ def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True
     Temperature, top-k and banned ids act on the logits, before the one log_softmax, so the result
     is always normalised. PAD, SEP and MASK are never actions; EOS is one only where `end` (a text
     may stop there). In float32, or float64 where the logits are."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    actions = logits[..., :PAD]  # the ordinary tokens stand before the special ones
+    V, dtype = logits.size(-1), torch.promote_types(logits.dtype, torch.float32)
+    banned = torch.zeros(V, dtype=dtype, device=logits.device)
+    banned[PAD:] = -torch.inf
     if end:
-        actions = torch.cat([actions, logits[..., EOS, None]], -1)
+        banned[EOS] = 0
+    logits = logits + banned  # not masked_fill: the gradient of a sum is no new table
     if temperature != 1:
-        actions = actions / temperature
-    if 0 < top_k < actions.size(-1):
-        kth = actions.topk(top_k, -1).values[..., -1:]
-        actions = actions.masked_fill(actions < kth, -torch.inf)
-    actions = actions.log_softmax(-1)
-    never = actions.new_full((*actions.shape[:-1], 1), -torch.inf)
-    eos = actions[..., -1:] if end else never
-    return torch.cat([actions[..., :logits.size(-1) + PAD], never, never, eos, never], -1)
+        logits = logits / temperature
+    if 0 < top_k < V + PAD + end:
+        kth = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    return logits.log_softmax(-1)
 
 
 def draw(logp, u):
@@ -322,8 +321,7 @@ def draw(logp, u):
     drawn: where a parallel sum rounds, and so leaves it a sliver of the CDF, the likeliest token
     takes its place."""
     cdf = logp.exp().cumsum(-1)
-    total = cdf[..., -1:]
-    ids = torch.searchsorted(cdf, torch.minimum(u * total, total * (1 - 2 ** -23)), right=True)
+    ids = torch.searchsorted(cdf, u * cdf[..., -1:], right=True)
     ids = ids.clamp(max=logp.size(-1) - 1)  # NaN weights would search past the end
     return torch.where(logp.gather(-1, ids) > -torch.inf, ids, logp.argmax(-1, keepdim=True))
 
@@ -350,7 +348,6 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
     if mask is None:
         mask = torch.ones(B, T, dtype=torch.bool, device=src.device)
         static = src.new_full((B, T), V + EOS)
-    static, _ = finish(static, V)
     out = static.masked_fill(static == V + PAD, V + EOS)[row]  # (R,T), R = B·K
 
     # The last column to decode, (B,); -1 where there is none.
@@ -359,8 +356,8 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
     live = torch.arange(B * K, device=src.device)  # the rows still in the batch
     cache = Cache(model.config, S + T - 1) if use_cache else None  # the last token is never pushed
     for t in range(T):
+        acts = mask[row[live], t] & ~done[live]
         if cache is None:
-            acts = mask[row, t] & ~done
             prefix = torch.cat([src[row], out[:, :t]], 1).masked_fill(~acts[:, None], V + PAD)
             logits = model(prefix, pad[row], start=S + t - 1)[:, 0]
         elif t == 0:  # the prompt's pass is shared by the K samples of a source
@@ -378,7 +375,6 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
             token = logp.argmax(-1)
         else:
             token = draw(logp, u[row[live], live % K, t, None])[:, 0]
-        acts = mask[row[live], t] & ~done[live]
         out[live, t] = torch.where(acts, token, out[live, t])
         done[live] |= (out[live, t] == V + EOS) | (last[row[live]] <= t)
 

@@ -226,8 +226,8 @@ def mle_loss(logits, target, lengths):
 
 def entropy(logits, inside):
     """Mean entropy of the policy per position, nats: logits (..., T, V), inside (..., T) bool."""
-    logp = log_probs(logits[inside])
-    return -torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1).mean()
+    p = log_probs(logits[inside]).exp()
+    return torch.special.entr(p).sum(-1).mean()  # -p ln p, and 0 for p = 0
 
 
 def kl_divergence(logits, base_logits, inside):
@@ -236,8 +236,11 @@ def kl_divergence(logits, base_logits, inside):
     Exact over the vocabulary, at temperature 1, with the end token, for the prefixes that were
     fed; a loss term (--kl_weight) as well as a diagnostic."""
     at = inside.nonzero(as_tuple=True)
-    logp, logq = log_probs(logits[at]), log_probs(base_logits[at])
-    return torch.where(logp > -torch.inf, logp.exp() * (logp - logq), 0).sum(-1).mean()
+    logp = log_probs(logits[at])
+    # The ratio needs no gradient of its own: the sum of p ∇log p = ∇p over the vocabulary is 0.
+    ratio = logp.detach() - log_probs(base_logits[at])
+    ratio = ratio.masked_fill(logp == -torch.inf, 0)
+    return (logp.exp() * ratio).sum(-1).mean()
 
 
 def distinct(texts: list[str], n: int = 2) -> float:
@@ -263,7 +266,7 @@ def fill_accuracy(logits, static, mask, depths: int = 4) -> list[float | None]:
     logits (N,T,V), static and mask (N,T) -> a share for depth 1, 2, … and for `depths` or more,
     None where a depth does not occur. It falls with depth, because the columns just before are
     hidden, too."""
-    right = log_probs(logits, end=False).argmax(-1) == static
+    right = logits[..., :PAD].argmax(-1) == static
     depth = masked_runs(mask).clamp(max=depths)
     figures = []
     for d in range(1, depths + 1):
@@ -276,11 +279,9 @@ def repetition(tokens, mask):
     """Share of neighbouring masked positions at which a sample repeats its own token.
 
     tokens (N,K,T), mask (N,T) -> scalar."""
-    pairs = (mask[:, 1:] & mask[:, :-1])[:, None].expand(-1, tokens.size(1), -1)
-    if not pairs.any():
-        return tokens.new_zeros((), dtype=torch.float)
-    same = tokens[..., 1:] == tokens[..., :-1]
-    return same[pairs].float().mean()
+    pairs = (mask[:, 1:] & mask[:, :-1])[:, None]  # (N,1,T-1)
+    same = pairs & (tokens[..., 1:] == tokens[..., :-1])  # (N,K,T-1)
+    return same.sum() / (pairs.sum() * tokens.size(1)).clamp(min=1)
 
 
 def reward_by_token(rollout: Rollout, A, vocab_size: int):

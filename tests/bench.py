@@ -21,6 +21,7 @@ import torch
 
 import data
 from data.rewards import load_reward, rouge
+from data.tokenizer import NUM_SPECIAL, Tokenizer, ranks_text
 from lab.batches import Batches
 from lab.policy import machine_of, new_policy, pick_device
 from lab.run import Run
@@ -29,6 +30,7 @@ from model import generate
 
 PAIRS = 7
 PLAIN = dict(mle_weight=0.0, stored="data")  # RL rows alone, as many as MLE's; no ranking of texts
+GPT2_IDS = 50_260
 
 
 def wait() -> None:
@@ -59,6 +61,13 @@ def show(what: str, target: str, pairs, unit: str = "s") -> None:
           flush=True)
 
 
+def enlarged(tok: Tokenizer, V: int) -> Tokenizer:
+    """The same tokenizer with V ids, the further ones for bytes that no text has."""
+    tokens = tok.bytes[:tok.pad]
+    tokens += [b"\xff" + i.to_bytes(2, "big") for i in range(V - NUM_SPECIAL - len(tokens))]
+    return Tokenizer.load(ranks_text(tokens))
+
+
 class Bench:
     """The default model on the default task, untrained: weights do not change what it costs."""
 
@@ -70,10 +79,10 @@ class Bench:
     def policy(self, cfg, tok):
         return new_policy(cfg, self.dataset, self.device, tok)
 
-    def updater(self, name: str, **flags):
-        """A function that does the next update of a run of this setting."""
+    def updater(self, name: str, V: int = 0, **flags):
+        """A function that does the next update of a run of this setting; with V ids if given."""
         cfg = make_config(flags, name)
-        policy = self.policy(cfg, self.tok)
+        policy = self.policy(cfg, enlarged(self.tok, V))
         run = Run(cfg, policy, "", train.make_optimizer(cfg, policy.model))
         batches = Batches(cfg, self.dataset["train"], policy, self.reward)
         return lambda: train.update(run, batches, self.reward)
@@ -167,22 +176,33 @@ def sampler(bench: Bench) -> None:
 
 def memory(bench: Bench) -> None:
     """Peak memory of an update above what the process held before, a process for each figure."""
-    def peak(K: int) -> float:
-        # glibc is told to give freed tensors back, so that the figure is not its hoard.
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.bench", "--peak", str(K)], check=True, text=True,
-            stdout=subprocess.PIPE, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
-        return float(done.stdout)
-
     if bench.device.type != "cuda" and not Path("/proc/self/clear_refs").exists():
         return print("memory   skipped, it needs Linux's /proc or a GPU")
     show("peak memory of a masked update, K = 64 : K = 1", "<= 1.5",
          [[peak(64), peak(1)] for _ in range(3)], "MiB")
 
 
-def print_peak(bench: Bench, K: int) -> None:
+def vocabulary(bench: Bench) -> None:
+    """The masked update with as many ids as GPT-2 has, against the default 1,000."""
+    large = bench.updater("masked", GPT2_IDS, K=64, **PLAIN)
+    show("masked update, V = 50,260 : V = 1,000", "none",
+         paired(large, bench.updater("masked", K=64, **PLAIN)))
+    if bench.device.type == "cuda" or Path("/proc/self/clear_refs").exists():
+        show("its peak memory", "none", [[peak(64, GPT2_IDS), peak(64)]], "MiB")
+
+
+def peak(K: int, V: int = 0) -> float:
+    """MiB that a masked update takes, measured in a process of its own."""
+    # glibc is told to give freed tensors back, so that the figure is not its hoard.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--peak", str(K), str(V)], check=True, text=True,
+        stdout=subprocess.PIPE, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    return float(done.stdout)
+
+
+def print_peak(bench: Bench, K: int, V: int) -> None:
     """MiB that one update takes; on a CPU the largest of five."""
-    step = bench.updater("masked", K=K, baseline="loo", **PLAIN)
+    step = bench.updater("masked", V, K=K, baseline="loo", **PLAIN)
     step()
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -203,20 +223,21 @@ def print_peak(bench: Bench, K: int) -> None:
     print(max(peaks) / 1024)
 
 
-BENCHES = {work.__name__: work for work in (update, reward, sampler, memory)}
+BENCHES = {work.__name__: work for work in (update, reward, sampler, memory, vocabulary)}
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="{" + ",".join(BENCHES) + "}")
-    parser.add_argument("--peak", type=int, metavar="K", help="MiB that an update takes, alone")
+    parser.add_argument("--peak", type=int, nargs=2, metavar=("K", "V"),
+                        help="MiB that an update takes, alone")
     args = parser.parse_args(argv)
     if unknown := set(args.names) - set(BENCHES):
         parser.error(f"no bench {unknown.pop()!r}; there are {', '.join(BENCHES)}")
     bench = Bench()
     if args.peak:
-        return print_peak(bench, args.peak)
+        return print_peak(bench, *args.peak)
     print(machine_of(bench.device))
     for name in args.names or BENCHES:
         BENCHES[name](bench)

@@ -80,6 +80,8 @@ def test_log_probs_normalise_and_ban(top_k, end):
         assert (logp[..., never] == -torch.inf).all()
         kept = top_k if 0 < top_k < 10 else 10 + end
         assert ((logp > -torch.inf).sum(-1) == kept).all()
+        for given, dtype in ((torch.bfloat16, torch.float32), (torch.double, torch.double)):
+            assert log_probs(logits.to(given), temperature, top_k, end).dtype == dtype
         likelier = logits[..., :1] - logits[..., 1:2]  # the ratio of two that are kept
         both = (logp[..., :2] > -torch.inf).all(-1)
         ratio = (logp[..., :1] - logp[..., 1:2])[both]
