@@ -37,8 +37,9 @@ _MANY = dict(num_static=8, stored="random", batch_size=16)
 _RANKED = dict(**_MANY, credit=8.0, p_m=0.1, lr=1e-4, mle_weight=4.0)
 _REFRESHED = dict(**_MANY, lr=1e-4, mle_weight=4.0, steps=100, refresh=4, num_stored=4)
 FLAGS = {
-    "": dict(reward="rouge+slot", n_layer=4, block_size=96, max_len=48, base_steps=1500,
-             base_batch=32, base_lr=2e-3, eval_size=0, lr=1.5e-4, mle_weight=0.3, kl_weight=0.0),
+    "": dict(reward="rouge+bleu+slot", n_layer=4, init_std=0.02, block_size=96, max_len=48,
+             base_steps=1200, base_batch=64, base_lr=2e-3, base_masked=1.0, eval_size=0, lr=1e-4,
+             mle_weight=1.0, kl_weight=0.0),
     "mle": dict(steps=60),
     "offline": dict(steps=40, **_MANY, lr=1e-4, mle_weight=1.0),
     "online": dict(steps=40, K=8, lr=3e-4),

@@ -84,6 +84,7 @@ class Config:
     # the network and its texts
     n_layer: int = flag(3, "blocks", least=1)
     n_embd: int = flag(128, "width", least=1)
+    init_std: float = flag(0.06, "standard deviation of its fresh Linear weights")
     block_size: int = flag(128, "context: source, SEP and text, in tokens")
     max_len: int = flag(0, "longest text in tokens with its end (T); 0 = the longest of the data")
     vocab_size: int = flag(1000, "largest vocabulary: 256 bytes, merges, 4 special ids", least=260)
@@ -120,7 +121,7 @@ PRETRAINED = dict(base_lr=1e-4, lr=1e-5)
 NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
 # What a base depends on.
 BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_head", "n_embd",
-        "block_size", "max_len", "vocab_size", "pretrained", "reward", "eval_size"}
+        "init_std", "block_size", "max_len", "vocab_size", "pretrained", "reward", "eval_size"}
 
 
 def setting_of(given: dict) -> str:
