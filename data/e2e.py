@@ -43,10 +43,9 @@ FLAGS = {
     "online": dict(steps=24, K=8, lr=3e-4, mle_weight=0.3),
     "full": dict(steps=24, K=8),
     "masked": dict(steps=24, **_RANKED, p_m=0.05, credit=8.0, mle_weight=0.5),
-    "refresh": dict(steps=32, **_RANKED, p_m=0.05, refresh=8, num_stored=4, mle_weight=0.06),
-    "credit": dict(steps=32, **_RANKED, p_m=0.05, refresh=8, num_stored=4, credit=8.0,
-                   mle_weight=0.5),
-    "reuse": dict(steps=32, **_RANKED, refresh=8, num_stored=4, mle_weight=0.06),
+    "refresh": dict(steps=24, **_RANKED, p_m=0.05, refresh=8, mle_weight=0.1),
+    "credit": dict(steps=24, **_RANKED, p_m=0.05, refresh=8, credit=2.0, mle_weight=0.5),
+    "reuse": dict(steps=24, **_RANKED, refresh=8, credit=2.0, mle_weight=0.5),
 }
 
 
