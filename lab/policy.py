@@ -96,7 +96,8 @@ def new_policy(cfg, dataset, device, tok: Tokenizer | None = None) -> Policy:
         texts = {text for r in train[:10_000] for text in (*r.target, *r.static)}
         T = min(cfg.block_size // 2, 1 + max(len(tok.encode(text)) for text in texts))
     torch.manual_seed(cfg.seed)
-    shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
+    shape = GPTConfig(tok.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd,
+                      init_std=cfg.init_std)
     return Policy((model or GPT(shape)).to(device), tok, T, device)
 
 

@@ -70,20 +70,21 @@ class Config:
     temperature: float = flag(1.0, "sampling temperature", least=1e-3)
     top_k: int = flag(0, "sample from the k likeliest tokens; 0 = all")
     # optimization
-    steps: int = flag(100, "updates", least=1)
+    steps: int = flag(60, "updates", least=1)
     budget_fp: int = flag(0, "stop after this many sampling FPs; 0 = no limit")
     batch_size: int = flag(32, "sources per batch", least=1)
     accumulate: int = flag(1, "batches per update and process", least=1)
     lr: float = flag(3e-4, "peak learning rate of RL")
     # the base model
     base_steps: int = flag(500, "updates of imitation before RL", least=1)
-    base_masked: float = flag(0.3, "the share of them, the last, in which [MASK] gets a meaning",
+    base_masked: float = flag(1.0, "the share of them, the last, in which [MASK] gets a meaning",
                              most=1)
     base_lr: float = flag(4e-3, "their peak learning rate")
     base_batch: int = flag(32, "texts per update", least=1)
     # the network and its texts
     n_layer: int = flag(3, "blocks", least=1)
     n_embd: int = flag(128, "width", least=1)
+    init_std: float = flag(0.02, "standard deviation of its fresh Linear weights")
     block_size: int = flag(128, "context: source, SEP and text, in tokens")
     max_len: int = flag(0, "longest text in tokens with its end (T); 0 = the longest of the data")
     vocab_size: int = flag(1000, "largest vocabulary: 256 bytes, merges, 4 special ids", least=260)
@@ -108,8 +109,8 @@ DEFAULTS = {  # where one setting differs from the Config above, on data that no
     "reuse": dict(refresh=8, num_static=4, credit=1.0),
 }
 QUICK = {  # --quick: a first look, instead of what the data set recommends
-    "": dict(base_steps=120, base_batch=16, eval_size=50, n_layer=2, n_embd=96, eval_every=5,
-             batch_size=16, steps=10, mle_weight=0.1, kl_weight=0.0),
+    "": dict(base_steps=120, base_batch=16, base_masked=0.3, init_std=0.06, eval_size=50,
+             n_layer=2, n_embd=96, eval_every=5, batch_size=16, steps=10, mle_weight=0.1, kl_weight=0.0),
     "masked": dict(steps=20, batch_size=32),
     "refresh": dict(steps=40),
     "credit": dict(steps=40),
@@ -120,7 +121,7 @@ PRETRAINED = dict(base_lr=1e-4, lr=1e-5)
 NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
 # What a base depends on.
 BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_head", "n_embd",
-        "block_size", "max_len", "vocab_size", "pretrained", "reward", "eval_size"}
+        "init_std", "block_size", "max_len", "vocab_size", "pretrained", "reward", "eval_size"}
 
 
 def setting_of(given: dict) -> str:
