@@ -363,7 +363,26 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     notes += attempt(f"{out}/compare.png", plot, [panel]) if curves else []
     best = max(rows, key=lambda row: row["val_reward"])
     run, = folders_of(out, [best], seeds)[best["name"]]
-    return "\n\n".join([*parts, example, *notes, closing(out, run)])
+    return "\n\n".join([*parts, example, *notes, advice(groups) + "\n" + closing(out, run)])
+
+
+def advice(groups: dict[str, list[dict]]) -> str:
+    """Which setting to take: the one of the highest validation reward, and the cheapest that has
+    at least half of its gain over the base."""
+    reward = {name: np.mean([row["val_reward"] for row in rows]) for name, rows in groups.items()}
+    cost = {name: np.mean([row["fp"] for row in rows]) for name, rows in groups.items()}
+    first = next(iter(groups))  # the base
+    best = max(reward, key=reward.get)
+    if best == first:
+        return f"Take   {first}: no setting has a higher validation reward"
+    lines = [f"Take   {best}: the highest validation reward, {reward[best]:.3f}, "
+             f"for {cost[best]:,.0f} FPs"]
+    middle = (reward[first] + reward[best]) / 2
+    cheapest = min((name for name in groups if reward[name] >= middle), key=cost.get)
+    if cheapest != best:
+        lines.append(f"    or {cheapest}: {reward[cheapest]:.3f} ({first}: {reward[first]:.3f}), "
+                     f"for {cost[cheapest]:,.0f} FPs")
+    return "\n".join(lines)
 
 
 def run_report(row: dict) -> str:

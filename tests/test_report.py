@@ -348,3 +348,16 @@ def test_figures_survive_a_notebook_and_a_matplotlibrc(tmp_path):
                MATPLOTLIBRC=str(tmp_path / "matplotlibrc"), LC_ALL="C", PYTHONUTF8="0")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert (tmp_path / "f.png").stat().st_size > 20_000
+
+
+def test_advice_names_the_best_setting_and_the_cheapest_with_half_of_its_gain():
+    def rows(**reward_and_cost):
+        return {name: [{"val_reward": reward, "fp": fp}]
+                for name, (reward, fp) in reward_and_cost.items()}
+
+    text = report.advice(rows(base=(.5, 0), mle=(.54, 0), online=(.6, 900), masked=(.55, 10)))
+    assert text.split("\n") == [
+        "Take   online: the highest validation reward, 0.600, for 900 FPs",
+        "    or masked: 0.550 (base: 0.500), for 10 FPs"]
+    assert report.advice(rows(base=(.5, 0), masked=(.6, 10))).count("\n") == 0
+    assert report.advice(rows(base=(.5, 0), masked=(.4, 10))).startswith("Take   base: no setting")
