@@ -20,7 +20,7 @@ from runs import (ROOT, TINY, base, command, files, flags_of, folder,  # noqa: F
 
 
 def config(*words) -> train.Config:
-    return train.make_config(train.parse_args(list(words), train.Config, {}))
+    return train.make_config(train.parse_args(list(words), train.Config))
 
 
 def dataset(path, records, **flags) -> str:
@@ -135,7 +135,7 @@ def test_flags_in_order_lowest_first(tmp_path):
         "offline": {"p_m": 0.7}})
 
     def values(name, *words):
-        given = train.parse_args(["--data", path, *words], train.Config, {})
+        given = train.parse_args(["--data", path, *words], train.Config)
         cfg = train.make_config(given, name)
         return cfg.lr, cfg.p_m, cfg.K, cfg.refresh
     assert values("masked") == (1.0, 0.5, 6, 0)
@@ -293,7 +293,7 @@ def test_vary_shares_bases_and_grows(folder, tmp_path, capsys):
 
 def test_vary_leaves_out_settings_that_ignore_the_flag_unless_they_were_asked_for(folder, tmp_path,
                                                                                  capsys):
-    given = train.parse_args(["--vary", "refresh", "2", "4", "--data", folder], train.Config, {})
+    given = train.parse_args(["--vary", "refresh", "2", "4", "--data", folder], train.Config)
     assert {cfg.setting for _, cfg, _, _ in train.plan(given)} == {"static", "refresh", "credit"}
     line = refused(capsys, *TINY, "--data", folder, "--settings", "refresh", "online", "--vary",
                    "refresh", "2", "4", "--out", str(tmp_path / "out"))
