@@ -244,8 +244,8 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
                for name in SETTINGS if name in names or "all" in names
                for word, flags in values.items()]
     unused = [unused_flags(cfg, given) for _, cfg in configs]
-    for (_, cfg), flags in zip(configs, unused):
-        if varied in flags:
+    for (_, cfg), ignored in zip(configs, unused):
+        if varied in ignored:
             raise InputError(f"--vary {varied}: the setting {cfg.setting} fixes or ignores it; "
                              f"--settings says which to run")
     if useless := given.keys() & set.intersection(*unused):
@@ -283,7 +283,7 @@ def compare(given: dict) -> None:
         work.use_reward(config.reward)
         work.new_policy(config)
     folders = {cfg.out: cfg} | bases | configs
-    with claimed(cfg.out, {folder: work.identity(config) for folder, config in folders.items()}):
+    with claimed(folders, work.identity):
         made, table = {}, f"vary-{varied}" if varied else "results"
         for _, config, folder, home in runs:
             work.use_reward(config.reward)
@@ -317,13 +317,13 @@ def train(given: dict) -> None:
     """One run from OUT/base, from --init, or on from where --resume stopped; prints its row."""
     cfg = resumed(given) if "resume" in given else make_config(given)
     if useless := given.keys() & unused_flags(cfg, given):
-        raise InputError(f"--{min(useless)}: the setting {cfg.setting} fixes or ignores it, or a "
-                         f"base that is there")
+        raise InputError(f"--{min(useless)}: the setting {cfg.setting}, or a base that is there, "
+                         f"fixes or ignores it")
     work = Work(cfg)
     folders = {cfg.out: cfg}
     if not cfg.init:
         folders[f"{cfg.out}/base"] = base_config(cfg)
-    with claimed(cfg.out, {folder: work.identity(config) for folder, config in folders.items()}):
+    with claimed(folders, work.identity):
         base = work.base or make_base(base_config(cfg), f"{cfg.out}/base", work)
         print("\n" + report.run_report(run_one(cfg, cfg.out, base, work)))
 
@@ -331,10 +331,9 @@ def train(given: dict) -> None:
 def command(argv: list[str]) -> None:
     given = parse_args(argv, Config)
     mode = given.setdefault("mode", "train" if "resume" in given else "compare")
-    kind = "resume" if mode == "train" and "resume" in given else mode
+    kind = "resume" if mode == "train" and "resume" in given else f"mode {mode}"
     if unused := given.keys() - USED[kind]:
-        raise InputError(f"--{min(unused)}: --{'' if kind == 'resume' else 'mode '}{kind} does not "
-                         f"use it")
+        raise InputError(f"--{min(unused)}: --{kind} does not use it")
     processes.begin(given.get("device", "auto"))
     if mode == "compare":
         compare(given)

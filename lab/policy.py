@@ -52,16 +52,13 @@ def autocast(device: torch.device):
     return nullcontext()
 
 
-def pretrained_shape(folder: str, given: dict) -> dict[str, int]:
-    """The flags of --pretrained's network. Raises InputError where others are given."""
+def pretrained_shape(folder: str) -> dict[str, int]:
+    """The flags of --pretrained's network."""
     try:
         shape = asdict(gpt2_config(folder))
     except ValueError as e:
         raise InputError(f"--pretrained {e}") from None
     names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-    for name in names:
-        if given.get(name, shape[name]) != shape[name]:
-            raise InputError(f"--{name} {given[name]}: --pretrained {folder} has {shape[name]}")
     return {name: shape[name] for name in names}
 
 

@@ -10,7 +10,6 @@ import glob
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -59,13 +58,15 @@ def check_folder(folder: str, config: dict) -> None:
 
 
 @contextmanager
-def claimed(out: str, configs: dict[str, dict]):
-    """Keep other commands out of a folder until this one ends, however it ends (on Windows it
-    cannot), and write config.json of the runs in it (folder -> what it holds).
+def claimed(folders: dict, identity):
+    """Keep other commands out of the first folder until this one ends, however it ends (not on
+    Windows), and write config.json of the runs: folder -> config, whose identity it holds.
 
     Raises InputError where one of the folders is another's, before anything is written."""
+    configs = {folder: identity(config) for folder, config in folders.items()}
     for folder, config in configs.items():
         check_folder(folder, config)
+    out = next(iter(folders))
     if processes.rank() > 0:
         yield
         return
@@ -172,13 +173,23 @@ class Run:
 
 
 class Progress:
-    """One line, rewritten in place on a terminal; in a log, a new line every few seconds."""
+    """A line every five seconds and one at the end."""
 
     def __init__(self, name: str, first: int = 0):
         self.name, self.first = name, first  # first: the step that this process began at
-        self.begun, self.last = time.perf_counter(), 0.0
+        self.begun = self.last = time.perf_counter()
 
     def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
+        now = time.perf_counter()
+        if final or now - self.last > 5:
+            seconds = now - self.begun
+            left = seconds / max(1, step - self.first) * (steps - step)
+            print(f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s, {left:.0f} s left",
+                  flush=True)
+            self.last = now
+
+
+def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
         now, terminal = time.perf_counter(), sys.stdout.isatty()
         if not final and now - self.last < (0.2 if terminal else 10.0):
             return
@@ -207,18 +218,16 @@ def show(run: Run, progress: Progress, row: dict) -> None:
 
 class Stop:
     """Ctrl-C, SIGTERM, SIGHUP: the first asks the loop to stop, the second leaves at once."""
-
-    def __init__(self):
-        self.asked = self.answered = False
+    SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    asked = answered = False
 
     def __enter__(self):
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        self.before = {name: signal.signal(getattr(signal, name), self.ask) for name in names}
+        self.before = {number: signal.signal(number, self.ask) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_):
-        for name, handler in self.before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def ask(self, *_):
         if self.asked:

@@ -169,11 +169,10 @@ def make_config(given: dict, name: str = "") -> Config:
     tuned = QUICK if given.get("quick") else tuned_flags(given.get("data", Config.data))
     flags = DEFAULTS.get(like, {}) | tuned.get("", {}) | tuned.get(like, {})
     if given.get("pretrained"):
-        flags |= PRETRAINED | pretrained_shape(given["pretrained"], given)
+        flags |= PRETRAINED | pretrained_shape(given["pretrained"])
     cfg = replace(Config(), **flags | given | fixed | {"setting": name})
 
     for key, holds, expected in (
-        ("pretrained", not (cfg.init and cfg.pretrained), "no --init, which is a base already"),
         ("p_m", name == "mle" or cfg.p_m + cfg.credit > 0, "above 0, or nothing is learned"),
         ("n_embd", cfg.n_embd % cfg.n_head == 0, f"a multiple of {cfg.n_head}"),
         ("max_len", cfg.max_len < cfg.block_size, f"less than block_size = {cfg.block_size}"),
@@ -207,7 +206,9 @@ def unused_flags(cfg: Config, given: dict) -> set[str]:
     if cfg.refresh == 0:
         unused |= {"num_stored"}
     if cfg.init:
-        unused |= NETWORK | {name for name in BASE if name.startswith("base_")}
+        unused |= BASE - {"reward", "eval_size"}
+    if cfg.pretrained:
+        unused |= NETWORK - {"max_len"}
     return {name for name in unused if name not in fixed or given.get(name) != fixed[name]}
 
 
@@ -223,14 +224,14 @@ def variants(words: tuple) -> tuple[str, dict[str, dict]]:
     return f.name, {word: {f.name: value_of(f, word, "--vary: ")} for word in values}
 
 
-# Which flags a mode uses; the others are refused.
+# Which flags a mode uses; others are refused.
 CHECKPOINT = {"mode", "init", "data", "reward", "seed", "device"}
 SAMPLING = {"K", "temperature", "top_k"}
 USED = {
-    "compare": set(flags_of(Config)) - {"setting", "init", "resume", "source"},
-    "train": set(flags_of(Config)) - {"settings", "seeds", "vary", "source", "resume"},
+    "mode compare": set(flags_of(Config)) - {"setting", "init", "resume", "source"},
+    "mode train": set(flags_of(Config)) - {"settings", "seeds", "vary", "source", "resume"},
     "resume": {"mode", "resume", "data", "init", "pretrained", "device", "save_every"},
-    "eval": CHECKPOINT | {"out"},
-    "sample": CHECKPOINT | SAMPLING | {"source", "p_m", "baseline", "adv_scale"},
-    "candidates": CHECKPOINT | SAMPLING | {"out"},
+    "mode eval": CHECKPOINT | {"out"},
+    "mode sample": CHECKPOINT | SAMPLING | {"source", "p_m", "baseline", "adv_scale"},
+    "mode candidates": CHECKPOINT | SAMPLING | {"out"},
 }

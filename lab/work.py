@@ -5,6 +5,7 @@ a note."""
 import hashlib
 import json
 from dataclasses import asdict
+from itertools import chain
 
 import data
 from data import InputError, Record
@@ -59,31 +60,25 @@ class Work:
         return policy
 
     def check(self, policy: Policy) -> None:
-        """Say which texts a policy will cut. Raises InputError for sources that do not fit."""
-        for kind, count in check_lengths(self.dataset, policy).items():
-            if count:
-                self.note(f"{count} {kind} are longer than {policy.T} tokens and are cut")
+        """Say how many texts a policy will cut. Raises InputError for sources that do not fit."""
+        if cut := check_lengths(self.dataset, policy):
+            self.note(f"{cut} targets and static texts are longer than {policy.T} tokens and are cut")
 
 
-def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> dict[str, int]:
-    """How many targets and static texts will be cut to T.
-
-    Raises InputError for a source that leaves no room for a text of T tokens."""
+def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> int:
+    """How many targets and static texts will be cut to T. Raises InputError for a source that
+    leaves no room for a text of T tokens."""
     T, room = policy.T, policy.model.config.block_size - policy.T
 
     def is_long(text: str, limit: int) -> bool:  # a text has at most a token a byte, and a space
         return len(text.encode()) >= limit and len(policy.tok.encode(text)) > limit
 
-    cut = {"targets": 0, "static texts": 0}
-    for split, records in dataset.items():
-        for r in records:
-            if is_long(r.source, room):
-                found = len(policy.tok.encode(r.source))
-                raise InputError(f"{r.where or split}: source of {found} tokens; expected at most "
-                                 f"{room}, block_size less texts of {T}")
-            cut["targets"] += sum(is_long(text, T - 1) for text in r.target)
-            if r.static is not r.target:
-                cut["static texts"] += sum(is_long(text, T - 1) for text in r.static)
+    cut = 0
+    for r in chain(*dataset.values()):
+        if is_long(r.source, room):
+            raise InputError(f"{r.where} {r.source[:40]!r}: a source of more than {room} tokens, "
+                             f"which is block_size less texts of {T}")
+        cut += sum(is_long(text, T - 1) for text in {*r.target, *r.static})
     return cut
 
 
