@@ -48,7 +48,7 @@ def check_folder(folder: str, config: dict) -> None:
     if was is None and not files:
         return
     if not isinstance(was, dict) or "save_every" not in was:
-        raise InputError(f"--out {folder}: holds {min(files)} but no config.json of train.py; "
+        raise InputError(f"--out {folder}: holds {min(files)}, and is no run of train.py; "
                          f"expected a new folder")
     names = sorted(config.keys() - PLACES) if "ckpt.pt" in files else []
     other = [name for name in ("mode", *names) if was.get(name) != config[name]]
@@ -122,7 +122,8 @@ class Run:
         if processes.rank() == 0:
             for name in LOGS:
                 self.write(name, "")
-                os.truncate(f"{self.folder}/{name}", sizes[name])
+                path = f"{self.folder}/{name}"
+                os.truncate(path, min(sizes[name], os.path.getsize(path)))
 
     def save(self) -> None:
         self.saved = self.step

@@ -62,7 +62,8 @@ class Work:
     def check(self, policy: Policy) -> None:
         """Say how many texts a policy will cut. Raises InputError for sources that do not fit."""
         if cut := check_lengths(self.dataset, policy):
-            self.note(f"{cut} targets and static texts are longer than {policy.T} tokens and are cut")
+            self.note(f"{cut} targets and static texts are longer than {policy.T} tokens and are "
+                      f"cut")
 
 
 def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> int:

@@ -362,9 +362,9 @@ def test_a_run_keeps_out_of_what_is_not_its_own(folder, base, tmp_path, capsys):
             (command(folder, base, run_out, "--setting", "online", "--K", "5"), "another config"),
             (command(other_data, base, run_out), "another config (data_hash)"),
             (command(folder, other_base, run_out), "another config (base_hash)"),
-            (command(folder, base, tmp_path / "foreign"), "holds thesis.tex but no config.json"),
-            (command(folder, base, folder), "holds test.jsonl but no config.json"),
-            (command(folder, base, tmp_path / "theirs"), "no config.json of train.py"),
+            (command(folder, base, tmp_path / "foreign"), "holds thesis.tex, and is no run"),
+            (command(folder, base, folder), "holds test.jsonl, and is no run"),
+            (command(folder, base, tmp_path / "theirs"), "holds config.json, and is no run"),
             (command(folder, base, tmp_path / "broken"), "expected JSON"),
             (command(folder, base, tmp_path / "foreign/thesis.tex"), "thesis.tex"),
             (command(folder, base, "/proc/nowhere"), "/proc/nowhere: cannot be written"),
@@ -386,7 +386,7 @@ def test_a_run_keeps_out_of_a_comparison(folder, tmp_path, capsys):
     data.save_records(records[::-1], f"{other}/train.jsonl")
     for words, expected in ((["--lr", "0.1"], "masked: holds a run of another config (lr)"),
                             (["--settings", "online", "--base_lr", "0.1"],
-                             "base: holds a run of another config (lr"),
+                             "base: holds a run of another config (base_lr, lr)"),
                             (["--settings", "online", "--data", str(other)], "base: holds a run")):
         assert expected in refused(capsys, *compare, str(tmp_path), *words)
     assert files(tmp_path) == before
