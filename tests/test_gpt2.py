@@ -477,7 +477,7 @@ def gpt2(tmp_path_factory):
     ("--n_layer 3", "--n_layer: the setting masked, or a base that is there, fixes"),
     ("--vocab_size 1000", "--vocab_size: the setting"),
     ("--max_len 64", "--max_len 64: expected less than block_size = 64"),
-    ("--init x.pt", "--pretrained: the setting masked, or a base that is there"),
+    ("--init x.pt", "the setting masked, or a base that is there, fixes"),
     ("--pretrained nowhere", "--pretrained nowhere/config.json: cannot be read (No such file"),
 ])
 def test_flags_that_do_not_fit_are_refused(gpt2, folder, tmp_path, capsys, flags, expected):
