@@ -174,11 +174,11 @@ class Run:
 
 
 class Progress:
-    """A line every five seconds and one at the end."""
+    """A line at once, every five seconds, and at the end."""
 
     def __init__(self, name: str, first: int = 0):
         self.name, self.first = name, first  # first: the step that this process began at
-        self.begun = self.last = time.perf_counter()
+        self.begun, self.last = time.perf_counter(), 0.0
 
     def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
         now = time.perf_counter()
