@@ -117,13 +117,10 @@ def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, re
         kept[..., -1] = False  # an end token in the last column may be a cut
     temperature = cfg.temperature if refreshed else 1.0
     given = sorl.rollout_given(logits, batch.static, kept, temperature)
-    # The stored texts come last; the policy did not write them. GOLD's weights (Pang and He 2021),
-    # each token's own probability, keep what it would never write from dominating, and offline
-    # from falling.
-    num_written = cfg.num_static - cfg.num_stored if refreshed else 0
-    weights = given.logp.detach().exp()
-    weights[:, :num_written] = 1
-    given.logp = given.logp * weights
+    if not refreshed:
+        # The policy did not write these. GOLD's weights (Pang and He 2021), each token's own
+        # probability, keep what it would never write from dominating, and offline from falling.
+        given.logp = given.logp * given.logp.detach().exp()
     rewards = score(reward, policy, batch.static, batch)
     A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
     return rewards, sorl.policy_loss(given, A, cfg.length_norm)

@@ -63,7 +63,7 @@ class Batches:
         if i in self.current and self.cfg.refresh and step % self.cfg.refresh:
             return self.current[i], 0
         number = self.number(step // max(1, self.cfg.refresh), i)
-        batch = self.stored(number, self.num_sampled(step))
+        batch = self.stored(number, self.is_written(step))
         batch, fp = batch.to(self.policy.device), 0
         if self.cfg.refresh or self.cfg.observation == "full":  # texts may grow up to T
             batch = self.widened(batch)
@@ -76,13 +76,11 @@ class Batches:
         """Are static texts the policy's? The first ones are stored: the base writes no better."""
         return 0 < self.cfg.refresh <= step
 
-    def num_sampled(self, step: int) -> int:
-        """How many of the C texts of a source are the policy's whole, not built on a stored one."""
-        if self.is_refreshed(step):
-            return self.cfg.num_static - self.cfg.num_stored
-        return int(self.cfg.observation == "full" and self.cfg.p_m == 1)
+    def is_written(self, step: int) -> bool:
+        """Does the policy write whole texts, which owe nothing to a stored one?"""
+        return self.is_refreshed(step) or self.cfg.observation == "full" and self.cfg.p_m == 1
 
-    def stored(self, number: int, num_sampled: int = 0) -> data.Batch:
+    def stored(self, number: int, written: bool = False) -> data.Batch:
         """Sources, one target each, and C stored static texts each."""
         cfg = self.cfg
         places = batch_indices(len(self.order), cfg.batch_size, cfg.seed, number)
@@ -91,8 +89,7 @@ class Batches:
         records = [self.records[i] for i in chosen]
         targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
         statics = self.pick(chosen, u[1])
-        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T,
-                               num_sampled)
+        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T, written)
 
     def pick(self, chosen: list[int], u: list[float]) -> list[list[str]]:
         """C stored texts a source: the first, the best or worst, or from a random one on."""
@@ -119,16 +116,14 @@ class Batches:
         return replace(batch, static=widen(batch.static), target=widen(batch.target))
 
     def refreshed(self, batch: data.Batch, number: int) -> tuple[data.Batch, int]:
-        """Texts of the policy in place of the stored ones, but for the last num_stored of every
-        source. One that has not ended is cut, EOS in its last column."""
+        """Texts of the policy in place of the stored ones. One that has not ended is cut, EOS in
+        its last column."""
         cfg, policy, tok = self.cfg, self.policy, self.policy.tok
-        n = cfg.num_static - cfg.num_stored
-        shape = len(batch.sources), n, policy.T
+        shape = len(batch.sources), cfg.num_static, policy.T
         u = sorl.uniforms(shape, cfg.seed, number, "refresh").to(policy.device)
         tokens = generate(policy.model, batch.src, batch.pad, policy.T, u,
-                          temperature=cfg.temperature, top_k=cfg.top_k)  # (B,n,T)
+                          temperature=cfg.temperature, top_k=cfg.top_k)  # (B,C,T)
         fp = int(sorl.text_mask(tokens, tok.vocab_size).sum())
         last = tokens[..., -1]
         tokens[..., -1] = torch.where(last < tok.pad, tok.eos, last)
-        static = torch.cat([tokens, batch.static[:, n:]], 1)  # (B,C,T)
-        return replace(batch, static=static, static_len=finish(static, tok.vocab_size)[1]), fp
+        return replace(batch, static=tokens, static_len=finish(tokens, tok.vocab_size)[1]), fp

@@ -59,7 +59,6 @@ class Config:
     stored: str = flag("data", "which stored static texts: the first, by reward, or any",
                        ("data", "best", "worst", "random"))
     num_static: int = flag(1, "static texts per source and update (C)", least=1)
-    num_stored: int = flag(0, "with refresh: how many of the C static texts stay stored ones")
     refresh: int = flag(0, "updates that static texts sampled from the policy serve; 0 = stored")
     credit: float = flag(0.0, "weight of the ranking of the static texts against each other")
     reward: str = flag("rouge", "rouge, bleu, chrf, slot, joined by + (their mean), or "
@@ -181,8 +180,6 @@ def make_config(given: dict, name: str = "") -> Config:
          "at least 2 (one sample less its own mean is 0), or --baseline loo"),
         ("num_static", cfg.num_static > 1 or cfg.credit == 0,
          "at least 2, so that there is something to rank"),
-        ("num_stored", cfg.num_stored < cfg.num_static or cfg.refresh == 0,
-         f"less than num_static = {cfg.num_static}"),
         ("refresh", cfg.refresh > 0 or name not in ("refresh", "credit", "reuse"),
          f"at least 1 for {name}"),
     ):
@@ -204,8 +201,6 @@ def unused_flags(cfg: Config, given: dict) -> set[str]:
         unused |= {"K"}
     if cfg.p_m == 0 and cfg.refresh == 0:
         unused |= {"temperature", "top_k"}
-    if cfg.refresh == 0:
-        unused |= {"num_stored"}
     if cfg.init:
         unused |= BASE - {"reward", "eval_size"}
     if cfg.pretrained:
