@@ -186,6 +186,7 @@ def fit(run: Run, work: Work, name: str) -> None:
             if first and (run.finished or evaluate.is_due(cfg, run.step)):
                 row |= evaluate.evaluate(run, val, reward)
                 row |= evaluate.diagnose(run, logs[-1])
+            del logs  # their logits would stand beside those of the next update
             run.log(row)
             try:
                 show(run, progress, row)
