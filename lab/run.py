@@ -190,18 +190,6 @@ class Progress:
             self.last = now
 
 
-def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
-        now, terminal = time.perf_counter(), sys.stdout.isatty()
-        if not final and now - self.last < (0.2 if terminal else 10.0):
-            return
-        self.last, seconds = now, now - self.begun
-        left = seconds / max(1, step - self.first) * (steps - step)
-        line = f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s, {left:.0f} s left"
-        if terminal:  # over the line before, and no longer than the terminal is wide
-            line = "\r\x1b[2K" + line[:shutil.get_terminal_size().columns - 1]
-        print(line, end="" if terminal and not final else "\n", flush=True)
-
-
 def show(run: Run, progress: Progress, row: dict) -> None:
     """The last update on the progress line; and a note when most groups have had equal rewards
     for ten updates, so that nothing is learned."""
