@@ -7,14 +7,18 @@
 Read `loss`, then `update`, then `fit`. A run that was stopped goes on where it was saved, to the
 last bit, by the same command.
 """
+import copy
 import importlib
 import os
+import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
-if __name__ == "__main__" and os.environ.get("SORL"):  # a student's file, see lab/EXERCISES.md
-    sys.modules["sorl"] = importlib.import_module(os.environ["SORL"])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the imports needs no traceback
+    if os.environ.get("SORL"):  # a student's file, see lab/EXERCISES.md
+        sys.modules["sorl"] = importlib.import_module(os.environ["SORL"])
 import sorl  # before torch: see model.py
 import torch
 
@@ -22,12 +26,12 @@ import data
 from data import InputError
 from lab import evaluate, processes, report
 from lab.batches import Batches
-from lab.cli import parse_args, parse_vary, run_command
-from lab.policy import Policy, autocast, load_policy, machine_of, score, weights_hash, write_json
-from lab.run import Progress, Run, Stop, check_folder, claim, identity, resumed
-from lab.settings import (BASE, NOT_TUNING, SETTINGS, USED, USUAL, Config, ignored, make_config,
-                          unused_flags)
-from lab.work import Work, given_base, nothing_to_learn
+from lab.cli import parse_args, run_command
+from lab.policy import Policy, autocast, load_policy, machine_of, read_json, score, write_json
+from lab.run import Progress, Run, Stop, claimed, show
+from lab.settings import (BASE, SETTINGS, USED, USUAL, Config, make_config, unused_flags,
+                          variants)
+from lab.work import Work, note_ranking
 
 WARMUP, CLIP = 0.1, 1.0  # share of the updates; largest norm of the gradient
 MLE_P_M = 0.3  # the mask rate of imitated rows
@@ -113,13 +117,10 @@ def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, re
         kept[..., -1] = False  # an end token in the last column may be a cut
     temperature = cfg.temperature if refreshed else 1.0
     given = sorl.rollout_given(logits, batch.static, kept, temperature)
-    # The stored texts come last; the policy did not write them. GOLD's weights (Pang and He 2021),
-    # each token's own probability, keep what it would never write from dominating, and offline
-    # from falling.
-    num_written = cfg.num_static - cfg.num_stored if refreshed else 0
-    weights = given.logp.detach().exp()
-    weights[:, :num_written] = 1
-    given.logp = given.logp * weights
+    if not refreshed:
+        # The policy did not write these. GOLD's weights (Pang and He 2021), each token's own
+        # probability, keep what it would never write from dominating, and offline from falling.
+        given.logp = given.logp * given.logp.detach().exp()
     rewards = score(reward, policy, batch.static, batch)
     A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
     return rewards, sorl.policy_loss(given, A, cfg.length_norm)
@@ -160,7 +161,7 @@ def rate(cfg: Config, done: float) -> float:
 
 
 def fit(run: Run, work: Work, name: str) -> None:
-    """Rate, update, evaluate, log, save, to the end. Raises Stopped where the user stopped it."""
+    """Rate, update, evaluate, log, save, to the end; KeyboardInterrupt where the user stops it."""
     cfg, first = run.cfg, processes.rank() == 0
     val, reward = work.dataset["val"], work.reward
     run.load()
@@ -175,8 +176,7 @@ def fit(run: Run, work: Work, name: str) -> None:
             for group in run.optimizer.param_groups:
                 group["lr"] = rate(cfg, min(1.0, max(run.step / cfg.steps, spent)))
             begun = time.perf_counter()
-            with processes.alone():
-                logs = update(run, batches, reward)
+            logs = update(run, batches, reward)
             row = {"step": run.step, "setting": cfg.setting, **run.count(logs)}
             run.counts["seconds"] += time.perf_counter() - begun
             row |= {"val_reward": None, **run.counts}
@@ -186,10 +186,15 @@ def fit(run: Run, work: Work, name: str) -> None:
             if first and (run.finished or evaluate.is_due(cfg, run.step)):
                 row |= evaluate.evaluate(run, val, reward)
                 row |= evaluate.diagnose(run, logs[-1])
+            del logs  # their logits would stand beside those of the next update
             run.log(row)
-            stop.show(progress, run, row)
+            try:
+                show(run, progress, row)
+            except (OSError, ValueError):  # whoever read our output has gone: that stops it, too
+                stop.asked, sys.stdout = True, open(os.devnull, "w")
 
-            stopping = processes.any_of(stop.asked, run.policy.device)  # all at the same step
+            asked = processes.total({"stop": stop.asked}, run.policy.device)
+            stopping = asked["stop"] > 0  # all at the same step
             left = -run.step % max(1, cfg.refresh)  # updates to the next refresh
             left = 0 if run.finished else min(left, cfg.steps - run.step)
             due = run.finished or stopping or run.step - (run.saved or 0) >= cfg.save_every
@@ -197,7 +202,6 @@ def fit(run: Run, work: Work, name: str) -> None:
                 run.save()
             if stopping:
                 stop.answer(run, left)
-    processes.first(run.close)  # from here on best.pt is there for all
 
 
 def base_config(cfg: Config) -> Config:
@@ -212,24 +216,21 @@ def base_config(cfg: Config) -> Config:
 
 def make_base(cfg: Config, folder: str, work: Work) -> Policy:
     """The base model in a folder, trained unless it is there already."""
-    cfg = base_config(cfg)
     policy = work.new_policy(cfg)
-    processes.first(claim, folder, cfg, identity(cfg, work.data_hash))
     fit(Run(cfg, policy, folder, make_optimizer(cfg, policy.model)), work, "base")
     policy = load_policy(f"{folder}/best.pt", work.device)
     evaluate.note_copying(policy, work.dataset["val"])
     return policy
 
 
-def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> dict:
-    """Train one setting from the base in a folder of its own, and test it -> its row."""
-    run_id = identity(cfg, work.data_hash, base_hash=weights_hash(base.model, base.tok))
-    processes.first(claim, folder, cfg, run_id)
-    policy = base.copy()
-    base.model.pushed.zero_()
-    run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), base.model.eval())
-    fit(run, work, name)
-    return processes.first(evaluate.tested, cfg, name, folder, base, work)
+def run_one(cfg: Config, folder: str, base: Policy, work: Work) -> dict:
+    """Train one setting from the base in its folder, and test it -> its row."""
+    note_ranking(cfg, work)
+    base.model.eval().pushed.zero_()
+    policy = replace(base, model=copy.deepcopy(base.model))
+    run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), base.model)
+    fit(run, work, cfg.setting)
+    return processes.first(evaluate.tested, cfg, cfg.setting, folder, base, work)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -238,20 +239,17 @@ def run_one(cfg: Config, name: str, folder: str, base: Policy, work: Work) -> di
 
 def plan(given: dict) -> list[tuple[str, Config, str, str]]:
     """What a comparison runs: (value of the varied flag, config, its folder, its base's folder)."""
-    settings, seeds = given.get("settings", USUAL), given.get("seeds", ())
-    varied, values = parse_vary(given.get("vary", ()), Config, NOT_TUNING)
-    configs, unused = [], []
-    for name in SETTINGS:
-        if name not in settings and "all" not in settings:
-            continue
-        for word, value in values:
-            cfg = make_config(given | ({varied: value} if varied else {}), name)
-            unused.append(ignored(cfg, given))
-            if varied not in unused_flags(cfg):
-                configs.append((word, cfg))
-            elif "settings" in given:
-                raise InputError(f"--vary {varied}: the setting {name} fixes or ignores it")
-    if useless := set.intersection(*unused) or (set() if configs else {varied}):
+    names, seeds = given.get("settings", USUAL), given.get("seeds", ())
+    varied, values = variants(given.get("vary", ()))
+    configs = [(word, make_config(given | flags, name))
+               for name in SETTINGS if name in names or "all" in names
+               for word, flags in values.items()]
+    unused = [unused_flags(cfg, given) for _, cfg in configs]
+    for (_, cfg), ignored in zip(configs, unused):
+        if varied in ignored:
+            raise InputError(f"--vary {varied}: the setting {cfg.setting} fixes or ignores it; "
+                             f"--settings says which to run")
+    if useless := given.keys() & set.intersection(*unused):
         raise InputError(f"--{min(useless)}: no setting of this comparison uses it")
 
     runs = []
@@ -264,66 +262,79 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
     return runs
 
 
+def finished_rows(runs: list, varied: str) -> list[dict]:
+    """The table of a comparison: all settings that are finished beside these runs, now or before;
+    of a sweep, these runs."""
+    rows = {f"{os.path.dirname(base)}/{name}": {} for *_, base in runs
+            for name in ("base", *SETTINGS)}
+    if varied:
+        rows = {folder: {"flag": varied, "value": value} for value, _, folder, _ in runs}
+    found = {folder: report.read_rows(f"{folder}/results.json") for folder in rows}
+    return [found[folder][0] | more for folder, more in rows.items() if found[folder]]
+
+
 def compare(given: dict) -> None:
     """Settings, or values of a flag, from the same base for each seed: a table and a figure."""
     runs = plan(given)
     cfg = runs[0][1]
-    work, varied = Work(cfg), "".join(cfg.vary[:1])
-    reasons = [nothing_to_learn(config, work) for _, config, _, _ in runs]
-    if all(reasons):
-        raise InputError(reasons[0])
-    for reason in filter(None, reasons):
-        work.note(f"{reason}; left out")
-    runs = [run for run, reason in zip(runs, reasons) if not reason]
-
+    work, varied = Work(cfg), "".join(cfg.vary[:1]).lstrip("-")
     configs = {folder: config for _, config, folder, _ in runs}
     bases = {folder: base_config(config) for _, config, _, folder in runs}
-    for folder, config in (configs | bases).items():  # all mistakes before any work
-        check_folder(folder, config.mode, identity(config, work.data_hash))
-    for config in bases.values():
+    for config in bases.values():  # all mistakes before any work
         work.use_reward(config.reward)
         work.new_policy(config)
-    processes.first(claim, cfg.out, cfg, {})
+    folders = {cfg.out: cfg} | bases | configs
+    with claimed(folders, work.identity):
+        made, table = {}, f"vary-{varied}" if varied else "results"
+        for _, config, folder, home in runs:
+            work.use_reward(config.reward)
+            if home not in made:
+                made[home] = make_base(bases[home], home, work)
+                if not varied:
+                    processes.first(evaluate.tested, bases[home], "base", home, made[home], work)
+            run_one(config, folder, made[home], work)
+            rows = processes.first(finished_rows, runs, varied)
+            processes.first(write_json, rows, f"{cfg.out}/{table}.json")
+        if processes.rank() == 0 and varied:
+            print("\n" + report.vary_report(cfg.out, varied, rows))
+        elif processes.rank() == 0:
+            machine, test = machine_of(work.device), work.dataset["test"]
+            print("\n" + report.compare_report(cfg.out, rows, test, machine, cfg.seeds))
 
-    rows, made, table = [], {}, f"vary-{varied}" if varied else "results"
-    for value, config, folder, home in runs:
-        work.use_reward(config.reward)
-        if home not in made:
-            base = made[home] = make_base(config, home, work)
-            if not varied:
-                rows.append(processes.first(evaluate.tested, bases[home], "base", home, base, work))
-        row = run_one(config, config.setting, folder, made[home], work)
-        rows.append(row | ({"flag": varied, "value": value} if varied else {}))
-        processes.first(write_json, rows, f"{cfg.out}/{table}.json")
-    if processes.rank() == 0 and varied:
-        print("\n" + report.vary_report(cfg.out, varied, rows))
-    elif processes.rank() == 0:
-        machine = machine_of(work.device)
-        print("\n" + report.compare_report(cfg.out, rows, work.dataset["test"], machine, cfg.seeds))
+
+def resumed(given: dict) -> Config:
+    """The config of the run in --resume; only places may be given anew."""
+    folder = given["resume"]
+    was = read_json(f"{folder}/config.json")
+    if not isinstance(was, dict) or was.get("mode") != "train":
+        raise InputError(f"--resume {folder}: no run of --mode train there (a comparison goes on "
+                         f"by its own command)")
+    flags = {f.name: was[f.name] for f in fields(Config) if f.name in was}
+    flags["accumulate"] //= processes.size()
+    return Config(**flags | given | {"out": folder})
 
 
 def train(given: dict) -> None:
     """One run from OUT/base, from --init, or on from where --resume stopped; prints its row."""
-    cfg = resumed(Config, given) if "resume" in given else make_config(given)
-    if useless := ignored(cfg, given):
-        raise InputError(f"--{min(useless)}: the setting {cfg.setting} fixes or ignores it")
+    cfg = resumed(given) if "resume" in given else make_config(given)
+    if useless := given.keys() & unused_flags(cfg, given):
+        raise InputError(f"--{min(useless)}: the setting {cfg.setting}, or a base that is there, "
+                         f"fixes or ignores it")
     work = Work(cfg)
-    if reason := nothing_to_learn(cfg, work):
-        raise InputError(reason)
-    if cfg.init:
-        base = given_base(cfg, given, work)
-    else:
-        # --resume may follow from here on.
-        processes.first(claim, cfg.out, cfg, identity(cfg, work.data_hash))
-        base = make_base(cfg, f"{cfg.out}/base", work)
-    print("\n" + report.run_report(run_one(cfg, cfg.setting, cfg.out, base, work)))
+    folders = {cfg.out: cfg}
+    if not cfg.init:
+        folders[f"{cfg.out}/base"] = base_config(cfg)
+    with claimed(folders, work.identity):
+        base = work.base or make_base(base_config(cfg), f"{cfg.out}/base", work)
+        print("\n" + report.run_report(run_one(cfg, cfg.out, base, work)))
 
 
 def command(argv: list[str]) -> None:
-    given = parse_args(argv, Config, {"quick": "a first look: a tiny model, about a minute"})
+    given = parse_args(argv, Config)
     mode = given.setdefault("mode", "train" if "resume" in given else "compare")
-    if unused := given.keys() - USED[mode]:
-        raise InputError(f"--{min(unused)}: --mode {mode} does not use it")
+    kind = "resume" if mode == "train" and "resume" in given else f"mode {mode}"
+    if unused := given.keys() - USED[kind]:
+        raise InputError(f"--{min(unused)}: --{kind} does not use it")
     processes.begin(given.get("device", "auto"))
     if mode == "compare":
         compare(given)

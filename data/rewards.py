@@ -362,6 +362,18 @@ def load_reward(spec: str) -> Callable[[list[str], list[list[str]], list[str]], 
     return reward
 
 
+def is_built_in(spec: str) -> bool:
+    """Whether a reward runs no code but ours."""
+    return all(name in BUILT_IN for name in _names(spec))
+
+
+def source_of(spec: str) -> bytes:
+    """The files of the user's modules in a reward that `load_reward` has found; b"" without."""
+    names = [name.partition(":")[0] for name in _names(spec) if name not in BUILT_IN]
+    files = [getattr(_find_module(name), "__file__", None) for name in names]
+    return b"".join(Path(file).read_bytes() for file in files if file)
+
+
 def blind_to(spec: str, references: list[list[str]]) -> str | None:
     """One line on what a reward cannot see in these references, or None.
 

@@ -36,21 +36,11 @@ def batch_indices(n: int, size: int, seed: int, number: int) -> list[int]:
     return [permutation(n, seed, place // n)[place % n] for place in places]
 
 
-def best_first(texts, references, sources, reward) -> list[list[str]]:
-    """Every source's texts by falling reward, equal ones in their order.
-
-    texts[b][c] is scored against the list references[b][c]; all are scored in one call."""
-    flat = [text for of_source in texts for text in of_source]
-    refs = [lists for of_source in references for lists in of_source]
-    srcs = [source for source, of_source in zip(sources, texts) for _ in of_source]
-    scores = list(reward(flat, refs, srcs)) if flat else []
-    ranked, begin = [], 0
-    for of_source in texts:
-        score = scores[begin:begin + len(of_source)]
-        order = sorted(range(len(of_source)), key=lambda c: -score[c])
-        ranked.append([of_source[c] for c in order])
-        begin += len(of_source)
-    return ranked
+def best_first(texts: list[str], references: list[list[str]], source: str, reward) -> list[str]:
+    """A source's texts by falling reward, equal ones in their order; references[c] for text c."""
+    scores = reward(texts, references, [source] * len(texts))
+    order = sorted(range(len(texts)), key=lambda c: -scores[c])
+    return [texts[c] for c in order]
 
 
 class Batches:
@@ -62,7 +52,7 @@ class Batches:
         self.order = list(range(len(records)))
         if cfg.p_m + cfg.credit == 0:  # imitation alone
             self.order = [i for i, r in enumerate(records) for _ in r.target]
-        self.ranked = {}   # record -> its static texts, best first
+        self.best = {}     # record -> its static texts, best first
         self.current = {}  # i -> the batch that serves since the last refresh
 
     def number(self, step: int, i: int) -> int:
@@ -73,7 +63,7 @@ class Batches:
         if i in self.current and self.cfg.refresh and step % self.cfg.refresh:
             return self.current[i], 0
         number = self.number(step // max(1, self.cfg.refresh), i)
-        batch = self.stored(number, self.num_sampled(step))
+        batch = self.stored(number, self.is_written(step))
         batch, fp = batch.to(self.policy.device), 0
         if self.cfg.refresh or self.cfg.observation == "full":  # texts may grow up to T
             batch = self.widened(batch)
@@ -86,13 +76,11 @@ class Batches:
         """Are static texts the policy's? The first ones are stored: the base writes no better."""
         return 0 < self.cfg.refresh <= step
 
-    def num_sampled(self, step: int) -> int:
-        """How many of the C texts of a source are the policy's whole, not built on a stored one."""
-        if self.is_refreshed(step):
-            return self.cfg.num_static - self.cfg.num_stored
-        return int(self.cfg.observation == "full" and self.cfg.p_m == 1)
+    def is_written(self, step: int) -> bool:
+        """Does the policy write whole texts, which owe nothing to a stored one?"""
+        return self.is_refreshed(step) or self.cfg.observation == "full" and self.cfg.p_m == 1
 
-    def stored(self, number: int, num_sampled: int = 0) -> data.Batch:
+    def stored(self, number: int, written: bool = False) -> data.Batch:
         """Sources, one target each, and C stored static texts each."""
         cfg = self.cfg
         places = batch_indices(len(self.order), cfg.batch_size, cfg.seed, number)
@@ -101,29 +89,26 @@ class Batches:
         records = [self.records[i] for i in chosen]
         targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
         statics = self.pick(chosen, u[1])
-        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T,
-                               num_sampled)
+        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T, written)
 
     def pick(self, chosen: list[int], u: list[float]) -> list[list[str]]:
         """C stored texts a source: the first, the best or worst, or from a random one on."""
         kind, C = self.cfg.stored, self.cfg.num_static
-        if kind in ("best", "worst"):
-            self.rank(chosen)
         picked = []
         for i, uniform in zip(chosen, u):
-            texts = self.ranked.get(i, self.records[i].static)
+            texts = self.ranked(i) if kind in ("best", "worst") else self.records[i].static
             texts = texts[::-1] if kind == "worst" else texts
             start = int(uniform * len(texts)) if kind == "random" else 0
             picked.append([texts[(start + c) % len(texts)] for c in range(C)])
         return picked
 
-    def rank(self, chosen: list[int]) -> None:
-        """Score the stored texts of records that nobody has ranked yet, all in one call."""
-        new = [i for i in dict.fromkeys(chosen) if i not in self.ranked]
-        records = [self.records[i] for i in new]
-        references = [[r.others(text) for text in r.static] for r in records]
-        texts, sources = [r.static for r in records], [r.source for r in records]
-        self.ranked |= zip(new, best_first(texts, references, sources, self.reward))
+    def ranked(self, i: int) -> list[str]:
+        """A record's stored texts, best first: each is scored once, against the other texts."""
+        if i not in self.best:
+            r = self.records[i]
+            references = [r.others(text) for text in r.static]
+            self.best[i] = best_first(r.static, references, r.source, self.reward)
+        return self.best[i]
 
     def widened(self, batch: data.Batch) -> data.Batch:
         def widen(ids):
@@ -131,16 +116,14 @@ class Batches:
         return replace(batch, static=widen(batch.static), target=widen(batch.target))
 
     def refreshed(self, batch: data.Batch, number: int) -> tuple[data.Batch, int]:
-        """Texts of the policy in place of the stored ones, but for the last num_stored of every
-        source. One that has not ended is cut, EOS in its last column."""
+        """Texts of the policy in place of the stored ones. One that has not ended is cut, EOS in
+        its last column."""
         cfg, policy, tok = self.cfg, self.policy, self.policy.tok
-        n = cfg.num_static - cfg.num_stored
-        shape = len(batch.sources), n, policy.T
+        shape = len(batch.sources), cfg.num_static, policy.T
         u = sorl.uniforms(shape, cfg.seed, number, "refresh").to(policy.device)
         tokens = generate(policy.model, batch.src, batch.pad, policy.T, u,
-                          temperature=cfg.temperature, top_k=cfg.top_k)  # (B,n,T)
+                          temperature=cfg.temperature, top_k=cfg.top_k)  # (B,C,T)
         fp = int(sorl.text_mask(tokens, tok.vocab_size).sum())
         last = tokens[..., -1]
         tokens[..., -1] = torch.where(last < tok.pad, tok.eos, last)
-        static = torch.cat([tokens, batch.static[:, n:]], 1)  # (B,C,T)
-        return replace(batch, static=static, static_len=finish(static, tok.vocab_size)[1]), fp
+        return replace(batch, static=tokens, static_len=finish(tokens, tok.vocab_size)[1]), fp

@@ -15,7 +15,6 @@ from data.e2e import has_slots, slot_errors
 from data.rewards import bleu, load_reward, rouge
 from lab import report
 from lab.batches import best_first
-from lab.cli import check_ranges
 from lab.policy import (Policy, autocast, load, load_policy, pick_device, policy_state, save,
                         score, write_json)
 from lab.run import Progress, Run
@@ -203,10 +202,10 @@ def evaluate(run: Run, records: list[Record], reward) -> dict:
     if is_base:
         row["val_loss"] = validation_loss(run.policy, records)
         row["copying"] = copying(run.policy, records)
-    log = run.logs["samples.txt"]
-    log.write(f"step {run.step}  validation reward {val_reward:.4f}\n")
+    lines = [f"step {run.step}  validation reward {val_reward:.4f}\n"]
     for r, text in zip(records[:3], texts):
-        log.write(f"  {r.source}\n    {r.put_names_back(text)}\n")
+        lines.append(f"  {r.source}\n    {r.put_names_back(text)}\n")
+    run.write("samples.txt", "".join(lines))
     if is_base or val_reward > run.best:
         run.best = val_reward
         save(policy_state(run.policy, cfg) | {"step": run.step}, f"{run.folder}/best.pt")
@@ -244,7 +243,6 @@ def command(mode: str, config, given: dict) -> None:
                          f"out/refresh/best.pt")
     state = load(given["init"])
     cfg = replace(config(**state["config"]), **given)
-    check_ranges(cfg)
     policy = load_policy(cfg.init, pick_device(cfg.device), state)
     print(f"{cfg.init}: data {cfg.data}, reward {cfg.reward}")
     dataset, reward = data.load_dataset(cfg.data), load_reward(cfg.reward)
@@ -283,26 +281,25 @@ def candidates_mode(cfg, policy, dataset, reward) -> None:
     if not cfg.out:
         raise InputError("--mode candidates: expected --out, the folder of the new data")
     new_folder(cfg.out)
-    fp = 0
-    for split in SPLITS:
-        made, records, progress = [], dataset[split], Progress("sample")
-        for at in slices(len(records), max(1, 512 // cfg.K)):
-            part = records[at]
-            sources = [r.source for r in part]
-            src, pad = encode(policy, sources)
+    made, fp = {split: [] for split in SPLITS}, 0
+    for split, records in made.items():
+        total, progress = len(dataset[split]), Progress("sample")
+        for at in slices(total, max(1, 512 // cfg.K)):
+            part = dataset[split][at]
+            src, pad = encode(policy, [r.source for r in part])
             u = sorl.uniforms((len(part), cfg.K, policy.T), cfg.seed, split, at.start,
                               "candidates")
             with autocast(policy.device):
                 tokens = generate(policy.model.eval(), src, pad, policy.T, u.to(policy.device),
                                   temperature=cfg.temperature, top_k=cfg.top_k)
             fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
-            texts = [[text for text in policy.texts(rows) if text.strip()] or r.static
-                     for r, rows in zip(part, tokens)]
-            references = [[r.references] * len(of_r) for r, of_r in zip(part, texts)]
-            ranked = best_first(texts, references, sources, reward)
-            made += [replace(r, static=of_r) for r, of_r in zip(part, ranked)]
-            progress.show(len(made), len(records), f"FP {fp:>8,}", len(made) == len(records))
-        data.save_records(made, f"{cfg.out}/{split}.jsonl")
+            for r, rows in zip(part, tokens):
+                texts = [text for text in policy.texts(rows) if text.strip()] or r.static
+                references = [r.references] * len(texts)
+                records.append(replace(r, static=best_first(texts, references, r.source, reward)))
+            progress.show(len(records), total, f"FP {fp:>8,}", len(records) == total)
+    for split, records in made.items():  # at the end: who stops before leaves no file
+        data.save_records(records, f"{cfg.out}/{split}.jsonl")
     write_json(data.flags_of(cfg.data), f"{cfg.out}/flags.json")
     print(f"wrote {cfg.out}: {cfg.K} candidates a source, {fp:,} FP")
 

@@ -1,9 +1,8 @@
 """The policy: a model with what is needed to feed it, its checkpoint, and its texts' rewards."""
 import hashlib
-import io
 import json
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -26,19 +25,15 @@ class Policy:
         """Ids (..., T) -> as many strings as there are rows."""
         return [self.tok.decode(ids) for ids in tokens.reshape(-1, tokens.size(-1)).tolist()]
 
-    def copy(self) -> "Policy":
-        model = GPT(self.model.config).to(self.device)
-        model.load_state_dict(self.model.state_dict())
-        return Policy(model, self.tok, self.T, self.device)
-
 
 def pick_device(name: str) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(name, True):
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+                 "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in available if available[kind])
+    if not available[name]:
         raise InputError(f"--device {name}: this machine has none, or this PyTorch was built "
                          f"without it; try auto")
-    if name == "auto":
-        name = next((kind for kind in available if available[kind]), "cpu")
     return torch.device(name)
 
 
@@ -57,16 +52,13 @@ def autocast(device: torch.device):
     return nullcontext()
 
 
-def pretrained_shape(folder: str, given: dict) -> dict[str, int]:
-    """The flags of --pretrained's network. Raises InputError where others are given."""
+def pretrained_shape(folder: str) -> dict[str, int]:
+    """The flags of --pretrained's network."""
     try:
         shape = asdict(gpt2_config(folder))
     except ValueError as e:
         raise InputError(f"--pretrained {e}") from None
     names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-    for name in names:
-        if given.get(name, shape[name]) != shape[name]:
-            raise InputError(f"--{name} {given[name]}: --pretrained {folder} has {shape[name]}")
     return {name: shape[name] for name in names}
 
 
@@ -116,36 +108,20 @@ def score(reward, policy: Policy, tokens, batch: data.Batch) -> torch.Tensor:
 # Files
 
 
-class File(io.BufferedWriter):
-    """A file that remembers why it could not be written: torch.save may say something else."""
-    error = None
-
-    def write(self, content):
-        try:
-            return super().write(content)
-        except OSError as e:
-            self.error = e
-            raise
-
-
 def write_whole(path: str, write) -> None:
-    """All of a file, by write(file), or none of it: whoever is killed here leaves the old one.
-
-    Raises InputError where it cannot be written."""
-    file = None
+    """All of a file, by write(binary file), or none of it: whoever is killed here leaves the old
+    one. Raises InputError where it cannot be written."""
     try:
-        with File(io.FileIO(path + ".tmp", "w")) as file:
+        with open(path + ".tmp", "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".tmp", path)
     except (OSError, RuntimeError) as e:
-        reason = file.error if file and file.error else e
-        if not isinstance(reason, OSError):
-            raise
-        if os.path.exists(path + ".tmp"):
+        reason = e if isinstance(e, OSError) else e.__context__  # torch.save hides a full disk
+        with suppress(OSError):
             os.remove(path + ".tmp")
-        raise InputError(f"{path}: cannot be written ({reason.strerror}); what was there before is "
+        raise InputError(f"{path}: cannot be written ({reason}); what was there before is "
                          f"kept") from None
 
 
@@ -179,18 +155,11 @@ def load(path: str) -> dict:
     """A checkpoint's state. Raises InputError when there is none, or it is not one of ours."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: a folder; expected a file in it, such as best.pt") from None
-    except Exception as e:  # a truncated zip, junk, pickles with code: torch raises many types
-        reason = str(e).splitlines()[0][:80] if str(e) else type(e).__name__
-        raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+    except Exception as e:  # no file, a folder, a truncated zip, pickles with code: many types
+        raise InputError(f"{path}: no checkpoint that can be read ({first_line(e)})") from None
     needed = {"model", "gpt", "tokenizer", "T", "config"}
-    if not isinstance(state, dict) or not needed <= set(state):
-        raise InputError(f"{path}: expected a checkpoint of train.py")
-    if "credit" not in state["config"]:
-        raise InputError(f"{path}: a checkpoint of the first edition; its weights need its code")
+    if not isinstance(state, dict) or not needed <= set(state) or "credit" not in state["config"]:
+        raise InputError(f"{path}: expected a checkpoint of this edition of train.py")
     return state
 
 
@@ -198,18 +167,15 @@ def load_policy(path: str, device, state: dict | None = None) -> Policy:
     """The policy in a checkpoint. Raises InputError for weights of another shape than it states."""
     state = state or load(path)
     try:
-        tok = Tokenizer.load(state["tokenizer"])
-        model = GPT(GPTConfig(**state["gpt"]))
+        model, tok = GPT(GPTConfig(**state["gpt"])), Tokenizer.load(state["tokenizer"])
         model.load_state_dict(state["model"])
-        if tok.vocab_size != model.config.vocab_size:
-            raise ValueError(f"a tokenizer of {tok.vocab_size} ids, a model of "
-                             f"{model.config.vocab_size}")
-        if not 0 < state["T"] < model.config.block_size:
-            raise ValueError(f"texts of {state['T']} in a context of {model.config.block_size}")
-        return Policy(model.to(device), tok, int(state["T"]), device)
     except Exception as e:
-        raise InputError(f"{path}: a checkpoint of another shape or vocabulary "
-                         f"({str(e).splitlines()[0][:120]})") from None
+        raise InputError(f"{path}: a checkpoint of another shape ({first_line(e)})") from None
+    return Policy(model.to(device), tok, state["T"], device)
+
+
+def first_line(e: Exception) -> str:
+    return (str(e) or type(e).__name__).splitlines()[0][:100]
 
 
 def weights_hash(model: GPT, tok: Tokenizer) -> str:

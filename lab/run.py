@@ -10,12 +10,11 @@ import glob
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,110 +30,67 @@ except ImportError:  # Windows
     fcntl = None
 
 # What a run is does not depend on these: where things lie, and how its course is watched.
-PLACES = {"mode", "data", "out", "init", "pretrained", "resume", "settings", "seeds", "vary",
-          "source", "device", "save_every"}
-
-
-class Stopped(Exception):
-    """The user stopped the command; the message says what is saved."""
-
+PLACES = {"mode", "quick", "data", "out", "init", "pretrained", "resume", "settings", "seeds",
+          "vary", "source", "device", "save_every"}
+LOGS = ("metrics.jsonl", "samples.txt")
+STATE = ("step", "counts", "best", "finished")
 
 # --------------------------------------------------------------------------------------------------
 # The folder
 
-LOCKS = {}  # folder -> the open file that holds its lock
 
-
-def lock(folder: str) -> None:
-    """Keep other commands out of a folder until this one ends, however it ends (not on Windows)."""
-    key = os.path.realpath(folder)
-    if fcntl is None or key in LOCKS:
-        return
-    file = open(f"{folder}/.lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"--out {folder}: another process is at work there; wait for it, or use "
-                         f"another --out") from None
-    LOCKS[key] = file
-
-
-def unlock_all() -> None:
-    while LOCKS:
-        LOCKS.popitem()[1].close()
-
-
-def identity(cfg, data_hash: str, **hashes: str) -> dict:
-    """What makes two runs the same, as config.json holds it beside the places."""
-    run = {name: value for name, value in asdict(cfg).items() if name not in PLACES}
-    # So many batches an update, however they are shared out.
-    run["accumulate"] = cfg.accumulate * processes.size()
-    return json.loads(json.dumps(run | {"data_hash": data_hash} | hashes))
-
-
-def check_folder(folder: str, mode: str, run: dict) -> None:
-    """Raises InputError where a folder holds a checkpoint of another run, or of another mode's
-    runs, or files of another program. Without a checkpoint there is nothing in it to keep."""
-    config = read_json(f"{folder}/config.json")
-    if config is None:
-        files = os.listdir(folder) if os.path.isdir(folder) else []
-        foreign = sorted(set(files) - {".lock", "config.json.tmp"})
-        if foreign:
-            raise InputError(f"--out {folder}: holds {foreign[0]} but no config.json, so it is no "
-                             f"run of train.py; expected a new folder")
-    elif not isinstance(config, dict) or not config.keys() >= PLACES:
-        raise InputError(f"--out {folder}: holds a config.json of another program; expected a new "
-                         f"folder")
-    elif config["mode"] != mode and glob.glob(f"{glob.escape(folder)}/**/ckpt.pt", recursive=True):
-        raise InputError(f"--out {folder}: belongs to --mode {config['mode']}; expected another "
-                         f"--out")
-    elif os.path.exists(f"{folder}/ckpt.pt"):
-        other = [name for name in run if name not in config or config[name] != run[name]]
-        if other:
-            raise InputError(f"--out {folder}: holds a run of another config "
-                             f"({', '.join(other[:4])}); expected the same flags, or another --out")
-
-
-def claim(folder: str, cfg, run: dict) -> None:
-    """Make and lock the run's folder, and write config.json unless it stands there for good."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        check_folder(folder, cfg.mode, run)
-        lock(folder)
-    except OSError as e:
-        raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
-    if not os.path.exists(f"{folder}/ckpt.pt"):
-        places = {name: value for name, value in asdict(cfg).items() if name in PLACES}
-        write_json(places | run, f"{folder}/config.json")
-
-
-def resumed(config, given: dict):
-    """The config of the run in --resume; places alone may be given anew."""
-    folder = given["resume"]
+def check_folder(folder: str, config: dict) -> None:
+    """Raises InputError where a folder holds what is no run, or the checkpoint of another run or
+    of another mode's runs. Without a checkpoint there is nothing in it to keep."""
     was = read_json(f"{folder}/config.json")
-    if not isinstance(was, dict) or was.get("mode") != "train":
-        raise InputError(f"--resume {folder}: no run of --mode train there (a comparison goes on "
-                         f"by its own command)")
-    flags = {f.name: was[f.name] for f in fields(config) if f.name in was}
-    flags = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
-    flags["accumulate"] //= processes.size()
-    for name, value in given.items():
-        if name not in PLACES - {"out"} and flags.get(name) != value:
-            raise InputError(f"--resume {folder}: that run has {name} {flags.get(name)}, not "
-                             f"{value}")
-    return config(**flags | given | {"out": folder})
+    files = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    files -= {".lock", "config.json.tmp"}
+    if was is None and not files:
+        return
+    if not isinstance(was, dict) or "save_every" not in was:
+        raise InputError(f"--out {folder}: holds {min(files)}, and is no run of train.py; "
+                         f"expected a new folder")
+    names = sorted(config.keys() - PLACES) if "ckpt.pt" in files else []
+    other = [name for name in ("mode", *names) if was.get(name) != config[name]]
+    if other and glob.glob(f"{glob.escape(folder)}/**/ckpt.pt", recursive=True):
+        raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])}); "
+                         f"expected the same flags, or another --out")
+
+
+@contextmanager
+def claimed(folders: dict, identity):
+    """Keep other commands out of the first folder until this one ends, however it ends (not on
+    Windows), and write config.json of the runs: folder -> config, whose identity it holds.
+
+    Raises InputError where one of the folders is another's, before anything is written."""
+    configs = {folder: identity(config) for folder, config in folders.items()}
+    for folder, config in configs.items():
+        check_folder(folder, config)
+    out = next(iter(folders))
+    if processes.rank() > 0:
+        yield
+        return
+    try:
+        os.makedirs(out, exist_ok=True)
+        file = open(f"{out}/.lock", "w")
+    except OSError as e:
+        raise InputError(f"--out {out}: cannot be written ({e.strerror})") from None
+    with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--out {out}: another process is at work there; wait for it, or use "
+                             f"another --out") from None
+        for folder, config in configs.items():
+            os.makedirs(folder, exist_ok=True)
+            if not os.path.exists(f"{folder}/ckpt.pt"):
+                write_json(config, f"{folder}/config.json")
+        yield
 
 
 # --------------------------------------------------------------------------------------------------
 # The run
-
-
-def open_log(path: str, size: int):
-    """Append to a log whose first `size` bytes belong to the saved state; the rest goes."""
-    file = open(path, "a+", encoding="utf-8")
-    file.truncate(min(size, os.path.getsize(path)))
-    file.seek(0, os.SEEK_END)
-    return file
 
 
 @dataclass
@@ -153,84 +109,64 @@ class Run:
     flat: int = 0  # updates since groups last had different rewards
 
     def load(self) -> None:
-        """Go on from ckpt.pt, if there is one."""
-        path, sizes = f"{self.folder}/ckpt.pt", {}
-        if os.path.exists(path):
-            state = load(path)
-            try:
-                self.policy.model.load_state_dict(state["model"])
-                if not state["finished"]:
-                    self.optimizer.load_state_dict(state["optimizer"])
-                self.step, self.counts, self.best = state["step"], state["counts"], state["best"]
-                self.finished, sizes = state["finished"], state["logs"]
-            except (KeyError, RuntimeError, ValueError) as e:
-                raise InputError(f"{path}: not the state of this run ({e!s:.100})") from None
-            self.saved = self.step
+        """Go on from ckpt.pt, if there is one, and cut the logs back to that step."""
+        sizes = dict.fromkeys(LOGS, 0)
+        if os.path.exists(f"{self.folder}/ckpt.pt"):
+            state = load(f"{self.folder}/ckpt.pt")
+            self.policy.model.load_state_dict(state["model"])
+            if not state["finished"]:
+                self.optimizer.load_state_dict(state["optimizer"])
+            for name in STATE:
+                setattr(self, name, state[name])
+            self.saved, sizes = self.step, state["logs"]
         if processes.rank() == 0:
-            self.logs = {name: open_log(f"{self.folder}/{name}", sizes.get(name, 0))
-                         for name in ("metrics.jsonl", "samples.txt")}
+            for name in LOGS:
+                self.write(name, "")
+                path = f"{self.folder}/{name}"
+                os.truncate(path, min(sizes[name], os.path.getsize(path)))
 
     def save(self) -> None:
         self.saved = self.step
-        if processes.rank() > 0:
-            return
-        for file in self.logs.values():
-            file.flush()
-        save(policy_state(self.policy, self.cfg) | {
-            "optimizer": None if self.finished else self.optimizer.state_dict(),
-            "step": self.step, "counts": self.counts, "best": self.best, "finished": self.finished,
-            "logs": {name: file.tell() for name, file in self.logs.items()},
-        }, f"{self.folder}/ckpt.pt")
+        if processes.rank() == 0:
+            save(policy_state(self.policy, self.cfg) | {
+                "optimizer": None if self.finished else self.optimizer.state_dict(),
+                "logs": {name: os.path.getsize(f"{self.folder}/{name}") for name in LOGS},
+                **{name: getattr(self, name) for name in STATE},
+            }, f"{self.folder}/ckpt.pt")
 
-    def count(self, logs: list[dict]) -> dict:
-        """What one update did, over all processes, as plain numbers; adds to the counts."""
-        tokens = 0
-        for model in (self.policy.model, self.base):
-            if model is not None:
-                tokens += int(model.pushed[1])
-                model.pushed.zero_()
-        rewards = [log["rewards"] for log in logs if "rewards" in log]  # (R,K) each
-        equal = [(r == r[:, :1]).all(1).float().mean() for r in rewards if r.size(1) > 1]
-        fp, fp_grad, fp_mle, tokens, n, reward, samples, equal, mle, rl = processes.total([
-            float(sum(log["fp"] for log in logs)), sum(log.get("fp_grad", 0) for log in logs),
-            sum(log["fp_mle"] for log in logs), tokens, len(logs),
-            float(sum(r.sum() for r in rewards)), sum(r.numel() for r in rewards),
-            float(sum(equal)), float(sum(log["mle"] for log in logs)),
-            float(sum(log["rl"] for log in logs))], self.policy.device)
-        for name, value in zip(COSTS, (fp, fp_grad, fp_mle, tokens)):
-            self.counts[name] += int(value)
-        if not math.isfinite(mle + rl):
-            rate = "--lr" if self.base else "--base_lr"
-            raise InputError(f"{self.folder}: the loss is not finite at step {self.step}; try a "
-                             f"smaller {rate}{' and another --out' if self.saved else ''}")
-        row = {"reward": None, "equal_rewards": None, "mle_loss": mle / n, "rl_loss": rl / n}
-        if rewards:
-            row |= {"reward": reward / samples, "equal_rewards": equal / n}
-        return row
-
-    def note_equal(self, row: dict) -> None:
-        """Say so when most groups have had equal rewards for ten updates: nothing is learned."""
-        flat = row["reward"] is not None and row["equal_rewards"] > 0.9 and row["reward"] < 0.9
-        self.flat = self.flat + 1 if flat else 0
-        if self.flat == 10:
-            print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
-                  f"rewards (mean {row['reward']:.2f}), from which nothing can be learned; the "
-                  f"base may be too certain, or the reward too coarse")
-
-    def summary(self, row: dict) -> str:
-        """A line of the log, for the progress line."""
-        if row["reward"] is None:
-            return f"mle {row['mle_loss']:.3f}  greedy {self.best:.3f}"
-        return f"reward {row['reward']:.3f}  best {self.best:.3f}  FP {row['fp']:>7,}"
+    def write(self, name: str, text: str) -> None:
+        """Append to a log."""
+        with open(f"{self.folder}/{name}", "a", encoding="utf-8") as file:
+            file.write(text)
 
     def log(self, row: dict) -> None:
         if processes.rank() == 0:
-            self.logs["metrics.jsonl"].write(json.dumps(row) + "\n")
-            self.logs["metrics.jsonl"].flush()
+            self.write("metrics.jsonl", json.dumps(row) + "\n")
 
-    def close(self) -> None:
-        for file in self.logs.values():
-            file.close()
+    def count(self, logs: list[dict]) -> dict:
+        """What one update did, over all processes, as plain numbers; adds to the counts."""
+        models = [self.policy.model] + ([self.base] if self.base else [])
+        sums = {"batches": len(logs), "tokens": sum(int(model.pushed[1]) for model in models)}
+        for model in models:
+            model.pushed.zero_()
+        for name in ("fp", "fp_grad", "fp_mle", "mle", "rl"):
+            sums[name] = sum(float(log.get(name, 0)) for log in logs)
+        rewards = [log["rewards"] for log in logs if "rewards" in log]  # (R,K) each
+        equal = [(r == r[:, :1]).all(1).float().mean() for r in rewards if r.size(1) > 1]
+        sums |= {"reward": float(sum(r.sum() for r in rewards)), "equal": float(sum(equal)),
+                 "samples": sum(r.numel() for r in rewards)}
+
+        sums = processes.total(sums, self.policy.device)
+        for name in ("fp", "fp_grad", "fp_mle", "tokens"):
+            self.counts[name] += int(sums[name])
+        if not math.isfinite(sums["mle"] + sums["rl"]):
+            rate = "--lr" if self.base else "--base_lr"
+            raise InputError(f"{self.folder}: the loss is not finite at step {self.step}; try a "
+                             f"smaller {rate}{' and another --out' if self.saved else ''}")
+        n, samples = sums["batches"], sums["samples"]
+        return {"reward": sums["reward"] / samples if samples else None,
+                "equal_rewards": sums["equal"] / n if samples else None,
+                "mle_loss": sums["mle"] / n, "rl_loss": sums["rl"] / n}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -238,33 +174,53 @@ class Run:
 
 
 class Progress:
-    """One line, rewritten in place on a terminal; in a log, a new line every few seconds."""
+    """A line at once, every five seconds, and at the end."""
 
     def __init__(self, name: str, first: int = 0):
         self.name, self.first = name, first  # first: the step that this process began at
         self.begun, self.last = time.perf_counter(), 0.0
 
     def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
+        now = time.perf_counter()
+        if final or now - self.last > 5:
+            seconds = now - self.begun
+            left = seconds / max(1, step - self.first) * (steps - step)
+            print(f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s, {left:.0f} s left",
+                  flush=True)
+            self.last = now
+
+
+def show(self, step: int, steps: int, text: str, final: bool = False) -> None:
         now, terminal = time.perf_counter(), sys.stdout.isatty()
         if not final and now - self.last < (0.2 if terminal else 10.0):
             return
         self.last, seconds = now, now - self.begun
         left = seconds / max(1, step - self.first) * (steps - step)
         line = f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s, {left:.0f} s left"
-        if not terminal:
-            print(line, flush=True)
-            return
-        line = line[:shutil.get_terminal_size().columns - 1]
-        print("\r\x1b[2K" + line, end="\n" if final else "", flush=True)
+        if terminal:  # over the line before, and no longer than the terminal is wide
+            line = "\r\x1b[2K" + line[:shutil.get_terminal_size().columns - 1]
+        print(line, end="" if terminal and not final else "\n", flush=True)
+
+
+def show(run: Run, progress: Progress, row: dict) -> None:
+    """The last update on the progress line; and a note when most groups have had equal rewards
+    for ten updates, so that nothing is learned."""
+    text = f"mle {row['mle_loss']:.3f}  greedy {run.best:.3f}"
+    if row["reward"] is not None:
+        text = f"reward {row['reward']:.3f}  best {run.best:.3f}  FP {row['fp']:>7,}"
+        flat = row["equal_rewards"] > 0.9 and row["reward"] < 0.9
+        run.flat = run.flat + 1 if flat else 0
+    if run.flat == 10:
+        print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
+              f"rewards (mean {row['reward']:.2f}), from which nothing can be learned; the base "
+              f"may be too certain, or the reward too coarse")
+    progress.show(run.step, run.cfg.steps, text, run.finished)
 
 
 class Stop:
     """Ctrl-C, SIGTERM, SIGHUP: the first asks the loop to stop, the second leaves at once."""
-    SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-               if hasattr(signal, name)]
-
-    def __init__(self):
-        self.asked = self.answered = False
+    SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    asked = answered = False
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self.ask) for number in self.SIGNALS}
@@ -279,19 +235,11 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
 
-    def show(self, progress: Progress, run: Run, row: dict) -> None:
-        """Progress whose reader may have gone: a closed stdout asks to stop, too."""
-        try:
-            run.note_equal(row)
-            progress.show(run.step, run.cfg.steps, run.summary(row), run.finished)
-        except (OSError, ValueError):
-            self.asked, sys.stdout = True, open(os.devnull, "w")
-
     def answer(self, run: Run, left: int) -> None:
-        """Say once how many updates are left. Raises Stopped where there is none, and the run
-        has been saved."""
+        """Say once how many updates are left to the next checkpoint. Raises KeyboardInterrupt
+        where there is none, and the run has been saved."""
         if left == 0:
-            raise Stopped(f"stopped; step {run.step} is saved in {run.folder}")
+            raise KeyboardInterrupt(f"stopped; step {run.step} is saved in {run.folder}")
         if not self.answered and processes.rank() == 0:
             back = f"go back to step {run.saved}" if run.saved else "begin again"
             with suppress(OSError):  # stderr may have gone with stdout

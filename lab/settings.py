@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import data
 from data import InputError
-from lab.cli import check_ranges, check_tuned, flag, flags_of
+from data.rewards import is_built_in
+from lab.cli import flag, flags_of, value_of
 from lab.policy import pretrained_shape
 from lab.run import PLACES
 
@@ -38,6 +39,7 @@ USUAL = ("mle", "offline", "online", "full", "masked", "static", "refresh", "cre
 class Config:
     # what to do
     mode: str = flag("compare", "what to do", ("compare", "train", "eval", "sample", "candidates"))
+    quick: bool = flag(False, "a first look: a tiny model, about a minute")
     data: str = flag("forecast", "forecast, forecast2, or a folder with {train,val,test}.jsonl")
     out: str = flag("out", "the folder to write")
     init: str = flag("", "checkpoint to start from, or to use")
@@ -57,7 +59,6 @@ class Config:
     stored: str = flag("data", "which stored static texts: the first, by reward, or any",
                        ("data", "best", "worst", "random"))
     num_static: int = flag(1, "static texts per source and update (C)", least=1)
-    num_stored: int = flag(0, "with refresh: how many of the C static texts stay stored ones")
     refresh: int = flag(0, "updates that static texts sampled from the policy serve; 0 = stored")
     credit: float = flag(0.0, "weight of the ranking of the static texts against each other")
     reward: str = flag("rouge", "rouge, bleu, chrf, slot, joined by + (their mean), or "
@@ -118,10 +119,11 @@ QUICK = {  # --quick: a first look, instead of what the data set recommends
 }
 # --pretrained: rates that leave in place what is known; usual ones, not tuned here.
 PRETRAINED = dict(base_lr=1e-4, lr=1e-5)
+NETWORK = {"n_layer", "n_head", "n_embd", "init_std", "block_size", "max_len", "vocab_size"}
+# What a base depends on, so that settings which share a base share these.
+BASE = NETWORK | {"base_steps", "base_masked", "base_lr", "base_batch", "pretrained", "reward",
+                  "eval_size"}
 NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
-# What a base depends on.
-BASE = {"base_steps", "base_masked", "base_lr", "base_batch", "n_layer", "n_head", "n_embd",
-        "init_std", "block_size", "max_len", "vocab_size", "pretrained", "reward", "eval_size"}
 
 
 def setting_of(given: dict) -> str:
@@ -136,28 +138,41 @@ def setting_of(given: dict) -> str:
     return "credit" if given.get("credit") else "refresh"
 
 
+def tuned_flags(folder: str) -> dict[str, dict]:
+    """What a data set recommends: setting ("" for all) -> flags. Raises InputError for a setting or
+    flag that there is not, or that no data may choose: a place, code to run, a base for one."""
+    known, tuned, where = flags_of(Config), {}, f"{folder}/flags.json"
+    names = [name for name, flags in SETTINGS.items() if "like" not in flags]
+    for setting, flags in data.flags_of(folder).items():
+        if setting not in ("", *names):
+            raise InputError(f"{where}: expected one of {', '.join(names)}; found {setting!r}")
+        barred = NOT_TUNING | (BASE if setting else set())
+        for name, value in flags.items():
+            if name not in known or name in barred:
+                raise InputError(f"{where}: {name!r} is no flag that data may choose"
+                                 f"{' for one setting' if name in BASE else ''}")
+            if name == "reward" and not is_built_in(str(value)):
+                raise InputError(f"{where}: reward: expected built-in ones, found {value!r:.40}")
+        tuned[setting] = {name: value_of(known[name], str(value), f"{where}: ")
+                          for name, value in flags.items()}
+    return tuned
+
+
 def make_config(given: dict, name: str = "") -> Config:
     """The flags of one setting, lowest first: Config's defaults, DEFAULTS, what the data set
     recommends, the flags that were given, and what defines the setting.
 
     Raises InputError for values that no run could use."""
-    name, folder = name or setting_of(given), given.get("data", Config.data)
+    name = name or setting_of(given)
     fixed = dict(SETTINGS[name])
     like = fixed.pop("like", name)
-    tuned = QUICK if "quick" in given else data.flags_of(folder)
-    tunable = [key for key, flags in SETTINGS.items() if "like" not in flags]
-    tuned = check_tuned(Config, tuned, tunable, NOT_TUNING, BASE, f"{folder}/flags.json")
-    flags = {}
-    for layer in (DEFAULTS, tuned):
-        flags |= layer.get("", {}) | layer.get(like, {})
+    tuned = QUICK if given.get("quick") else tuned_flags(given.get("data", Config.data))
+    flags = DEFAULTS.get(like, {}) | tuned.get("", {}) | tuned.get(like, {})
     if given.get("pretrained"):
-        flags |= PRETRAINED | pretrained_shape(given["pretrained"], given)
-    flags |= {key: value for key, value in given.items() if key != "quick"}
-    cfg = replace(Config(), **flags | fixed | {"setting": name})
+        flags |= PRETRAINED | pretrained_shape(given["pretrained"])
+    cfg = replace(Config(), **flags | given | fixed | {"setting": name})
 
-    check_ranges(cfg)
     for key, holds, expected in (
-        ("pretrained", not (cfg.init and cfg.pretrained), "no --init, which is a base already"),
         ("p_m", name == "mle" or cfg.p_m + cfg.credit > 0, "above 0, or nothing is learned"),
         ("n_embd", cfg.n_embd % cfg.n_head == 0, f"a multiple of {cfg.n_head}"),
         ("max_len", cfg.max_len < cfg.block_size, f"less than block_size = {cfg.block_size}"),
@@ -165,8 +180,6 @@ def make_config(given: dict, name: str = "") -> Config:
          "at least 2 (one sample less its own mean is 0), or --baseline loo"),
         ("num_static", cfg.num_static > 1 or cfg.credit == 0,
          "at least 2, so that there is something to rank"),
-        ("num_stored", cfg.num_stored < cfg.num_static or cfg.refresh == 0,
-         f"less than num_static = {cfg.num_static}"),
         ("refresh", cfg.refresh > 0 or name not in ("refresh", "credit", "reuse"),
          f"at least 1 for {name}"),
     ):
@@ -175,9 +188,11 @@ def make_config(given: dict, name: str = "") -> Config:
     return cfg
 
 
-def unused_flags(cfg: Config) -> set[str]:
-    """The flags that this setting fixes, or that change nothing in it."""
-    unused = set(SETTINGS[cfg.setting])
+def unused_flags(cfg: Config, given: dict) -> set[str]:
+    """The flags that the setting fixes, or that change nothing in it; but for what is given as it
+    is anyway."""
+    fixed = SETTINGS[cfg.setting]
+    unused = set(fixed)
     if cfg.setting == "mle":
         unused |= {"stored", "baseline", "adv_scale", "length_norm", "budget_fp"}
     if cfg.setting == "online":
@@ -186,26 +201,33 @@ def unused_flags(cfg: Config) -> set[str]:
         unused |= {"K"}
     if cfg.p_m == 0 and cfg.refresh == 0:
         unused |= {"temperature", "top_k"}
-    if cfg.refresh == 0:
-        unused |= {"num_stored"}
     if cfg.init:
-        unused |= {name for name in BASE if name.startswith("base_")}
-    return unused
+        unused |= BASE - {"reward", "eval_size"}
+    if cfg.pretrained:
+        unused |= NETWORK - {"max_len"}
+    return {name for name in unused if name not in fixed or given.get(name) != fixed[name]}
 
 
-def ignored(cfg: Config, given: dict) -> set[str]:
-    """The given flags that change nothing; a value that the setting has anyway may be typed."""
-    fixed = {name for name, value in SETTINGS[cfg.setting].items() if given.get(name) == value}
-    return given.keys() & unused_flags(cfg) - fixed
+def variants(words: tuple) -> tuple[str, dict[str, dict]]:
+    """`FLAG V1 V2 …` of --vary -> the flag's name, and for each value as typed {flag: value}."""
+    if not words:
+        return "", {"": {}}
+    name, *values = words
+    f = flags_of(Config).get(name.lstrip("-"))
+    if f is None or f.name in NOT_TUNING or not values:
+        raise InputError(f"--vary {' '.join(words)}: expected a flag of the method, the "
+                         f"optimization, the base or the network, and its values")
+    return f.name, {word: {f.name: value_of(f, word, "--vary: ")} for word in values}
 
 
-# Which flags a mode uses; the others are refused.
+# Which flags a mode uses; others are refused.
 CHECKPOINT = {"mode", "init", "data", "reward", "seed", "device"}
 SAMPLING = {"K", "temperature", "top_k"}
 USED = {
-    "compare": set(flags_of(Config)) - {"setting", "init", "resume", "source"} | {"quick"},
-    "train": set(flags_of(Config)) - {"settings", "seeds", "vary", "source"} | {"quick"},
-    "eval": CHECKPOINT | {"out"},
-    "sample": CHECKPOINT | SAMPLING | {"source", "p_m", "baseline", "adv_scale"},
-    "candidates": CHECKPOINT | SAMPLING | {"out"},
+    "mode compare": set(flags_of(Config)) - {"setting", "init", "resume", "source"},
+    "mode train": set(flags_of(Config)) - {"settings", "seeds", "vary", "source", "resume"},
+    "resume": {"mode", "resume", "data", "init", "pretrained", "device", "save_every"},
+    "mode eval": CHECKPOINT | {"out"},
+    "mode sample": CHECKPOINT | SAMPLING | {"source", "p_m", "baseline", "adv_scale"},
+    "mode candidates": CHECKPOINT | SAMPLING | {"out"},
 }

@@ -2,26 +2,44 @@
 
 Mistakes are InputErrors; what a user would not see in the figures, such as texts that are cut, is
 a note."""
+import hashlib
+import json
 from dataclasses import asdict
+from itertools import chain
 
 import data
 from data import InputError, Record
-from data.rewards import blind_to, load_reward
+from data.rewards import blind_to, load_reward, source_of
+from lab import processes
 from lab.policy import (Policy, load_policy, load_pretrained, new_policy, pick_device,
                         weights_hash)
 
 
 class Work:
-    """The data and their hash, the device, the reward; and the tokenizers that bases share."""
+    """The data, the device, the reward, --init's policy, and the tokenizers that bases share."""
 
     def __init__(self, cfg):
         self.dataset = data.load_dataset(cfg.data)
-        self.data_hash = data.data_hash(self.dataset)
         self.device = pick_device(cfg.device)
-        if cfg.pretrained:  # a part of what a run is made from, wherever the folder lies
-            self.data_hash += "-" + weights_hash(*load_pretrained(cfg.pretrained))
-        self.toks, self.notes = {}, set()
+        self.toks, self.notes, self.base = {}, set(), None
         self.use_reward(cfg.reward)
+        # A run is one on these data from these weights, wherever they lie.
+        self.hashes = {"data_hash": data.data_hash(self.dataset)}
+        if cfg.pretrained:
+            self.hashes["data_hash"] += "-" + weights_hash(*load_pretrained(cfg.pretrained))
+        if cfg.init:
+            self.base = load_policy(cfg.init, self.device)
+            self.hashes["base_hash"] = weights_hash(self.base.model, self.base.tok)
+            self.check(self.base)
+
+    def identity(self, cfg) -> dict:
+        """What config.json holds: the flags, and hashes of what they are used on."""
+        config = asdict(cfg) | self.hashes
+        if code := source_of(cfg.reward):
+            config["reward_hash"] = hashlib.sha256(code).hexdigest()[:16]
+        # So many batches an update, however they are shared out.
+        config["accumulate"] *= processes.size()
+        return json.loads(json.dumps(config))
 
     def note(self, text: str) -> None:
         """Print what the user should know, once."""
@@ -42,62 +60,33 @@ class Work:
         return policy
 
     def check(self, policy: Policy) -> None:
-        """Say which texts a policy will cut. Raises InputError for sources that do not fit."""
-        for kind, count in check_lengths(self.dataset, policy).items():
-            if count:
-                self.note(f"{count} {kind} are longer than {policy.T} tokens and are cut")
+        """Say how many texts a policy will cut. Raises InputError for sources that do not fit."""
+        if cut := check_lengths(self.dataset, policy):
+            self.note(f"{cut} targets and static texts are longer than {policy.T} tokens and are "
+                      f"cut")
 
 
-def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> dict[str, int]:
-    """How many targets and static texts will be cut to T.
+def check_lengths(dataset: dict[str, list[Record]], policy: Policy) -> int:
+    """How many targets and static texts will be cut to T. Raises InputError for a source that
+    leaves no room for a text of T tokens."""
+    T, room = policy.T, policy.model.config.block_size - policy.T
 
-    Raises InputError for a source that leaves no room for a text of T tokens."""
-    tok, T, block_size = policy.tok, policy.T, policy.model.config.block_size
-    room = block_size - T
+    def is_long(text: str, limit: int) -> bool:  # a text has at most a token a byte, and a space
+        return len(text.encode()) >= limit and len(policy.tok.encode(text)) > limit
 
-    def tokens(text: str) -> int:  # with its end; a text has at most one token a byte, and a space
-        bound = len(text.encode()) + 2
-        return bound if bound <= min(T, room) else len(tok.encode(text)) + 1
-
-    cut = {"targets": 0, "static texts": 0}
-    for split, records in dataset.items():
-        for number, r in enumerate(records, 1):
-            if tokens(r.source) > room + 1:
-                place = r.where or f"{split} record {number}"
-                raise InputError(
-                    f"{place}: source of {tokens(r.source) - 1} tokens; expected at most {room} "
-                    f"(block_size {block_size} less texts of {T})")
-            cut["targets"] += sum(tokens(text) > T for text in r.target)
-            if r.static is not r.target:
-                cut["static texts"] += sum(tokens(text) > T for text in r.static)
+    cut = 0
+    for r in chain(*dataset.values()):
+        if is_long(r.source, room):
+            raise InputError(f"{r.where} {r.source[:40]!r}: a source of more than {room} tokens, "
+                             f"which is block_size less texts of {T}")
+        cut += sum(is_long(text, T - 1) for text in {*r.target, *r.static})
     return cut
 
 
-def nothing_to_learn(cfg, work: Work) -> str:
-    """Why nothing can be learned from these data in this setting; "" where something can.
-
-    Rewards are compared within a group: the K samples of a static text, the C static texts of a
-    source. A group whose texts are equal teaches nothing."""
-    train, C = work.dataset["train"], cfg.num_static
-    ranked = sum(len(set((r.static * C)[:C] if cfg.stored == "data" else r.static)) > 1
-                 for r in train)
-    if cfg.credit == 0 or cfg.refresh > 0 or ranked > 0:
-        return ""
-    reason = (f"{cfg.setting}: no source has two different static texts, so there is nothing to "
-              f"rank; expected several texts in static (--mode candidates makes them)")
-    if cfg.p_m > 0:
-        work.note(reason)
-        return ""
-    return reason
-
-
-def given_base(cfg, given: dict, work: Work) -> Policy:
-    """The policy in --init. Raises InputError for flags that ask for another shape than it has."""
-    base = load_policy(cfg.init, work.device)
-    has = asdict(base.model.config) | {"max_len": base.T}
-    for name in ("n_layer", "n_embd", "block_size", "max_len", "vocab_size"):
-        if name in given and given[name] != has[name]:
-            raise InputError(f"{cfg.init}: a model of another shape or vocabulary; it has {name} "
-                             f"{has[name]}, not {given[name]}")
-    work.check(base)
-    return base
+def note_ranking(cfg, work: Work) -> None:
+    """Say so where the ranking of static texts teaches nothing: no source has two that differ."""
+    groups = [r.static[:cfg.num_static] if cfg.stored == "data" else r.static
+              for r in work.dataset["train"]]
+    if cfg.credit > 0 and cfg.refresh == 0 and all(len(set(texts)) < 2 for texts in groups):
+        work.note(f"{cfg.setting}: no source has two different static texts, so that their ranking "
+                  f"teaches nothing; expected several (--mode candidates makes them)")

@@ -14,9 +14,9 @@ from data.rewards import load_reward
 
 ROOT = os.path.dirname(os.path.abspath(train.__file__))
 SHAPE = "--n_layer 1 --n_embd 16 --vocab_size 300 --block_size 64".split()
-RUN = [*SHAPE, *"--batch_size 4 --steps 6 --eval_every 2 --eval_size 6 --save_every 3".split(),
-       *"--kl_weight 0 --device cpu".split()]
-TINY = [*RUN, *"--base_steps 4 --base_batch 8".split()]
+RUN = ("--batch_size 4 --steps 6 --eval_every 2 --eval_size 6 --save_every 3 --kl_weight 0 "
+       "--device cpu").split()
+TINY = [*SHAPE, *RUN, *"--base_steps 4 --base_batch 8".split()]
 FEW = ("--K", "3")
 SETTINGS = {  # every setting, and every flag of the method somewhere
     "mle": (),
@@ -26,8 +26,8 @@ SETTINGS = {  # every setting, and every flag of the method somewhere
     "masked": FEW,
     "static": FEW,
     "refresh": (*FEW, "--refresh", "2"),
-    "credit": (*FEW, "--refresh", "2", "--num_static", "3", "--num_stored", "1", "--stored",
-               "random", "--top_k", "5"),
+    "credit": (*FEW, "--refresh", "2", "--num_static", "3", "--stored", "random",
+               "--top_k", "5"),
     "reuse": ("--refresh", "2", "--num_static", "3", "--temperature", "0.8"),
     "masked best": (*FEW, "--stored", "best", "--kl_weight", "0.1"),
     "masked worst": (*FEW, "--stored", "worst", "--baseline", "loo", "--length_norm"),
@@ -181,7 +181,7 @@ def after_calls(n: int, action) -> None:
 def built(name, folder, base, *flags):
     """A run before its first update -> run, batches, reward; KL is measured from its base."""
     words = [*RUN, *flags_of(name), "--data", folder, *flags]
-    cfg = train.make_config(train.parse_args(words, train.Config, {}))
+    cfg = train.make_config(train.parse_args(words, train.Config))
     policy, before = (train.load_policy(base, torch.device("cpu")) for _ in range(2))
     optimizer, reward = train.make_optimizer(cfg, policy.model), load_reward(cfg.reward)
     run = train.Run(cfg, policy, "", optimizer, before.model.eval())

@@ -3,8 +3,10 @@ candidates, and odd places to run in."""
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,14 +15,13 @@ import torch
 
 import data
 from data.rewards import load_reward
-from data.tokenizer import Tokenizer
 from lab import settings
 from runs import (ROOT, TINY, base, command, files, flags_of, folder,  # noqa: F401
                   metrics, refused, run, same, short_records, state, weights)
 
 
 def config(*words) -> train.Config:
-    return train.make_config(train.parse_args(list(words), train.Config, {}))
+    return train.make_config(train.parse_args(list(words), train.Config))
 
 
 def dataset(path, records, **flags) -> str:
@@ -42,38 +43,36 @@ def dataset(path, records, **flags) -> str:
     ("--static best", "--static is called --stored now"),
     ("--static_credit 1", "--static_credit is called --credit now"),
     ("--micro_batches 2", "--micro_batches is called --accumulate now"),
-    ("--mode candidates --out_data x", "--out_data is called --out now"),
-    ("--batch_size many", "expected a whole number, found 'many'"),
-    ("--p_m high", "expected a number, found 'high'"),
-    ("--adv_scale maybe", "expected true or false, found 'maybe'"),
+    ("--batch_size many", "--batch_size many: expected a whole number, 1 or more"),
+    ("--p_m high", "--p_m high: expected a number, 0 to 1"),
+    ("--adv_scale maybe", "--adv_scale maybe: expected true or false"),
     ("--settings of-line", "the nearest is offline"),
-    ("--settings nocredit", "found 'nocredit'"),
-    ("--p_m 1.5", "--p_m 1.5: expected 0 to 1"),
-    ("--p_m nan", "--p_m nan: expected 0 to 1"),
-    ("--lr inf", "--lr inf: expected 0 or more"),
-    ("--K 0", "--K 0: expected 1 or more"),
+    ("--settings nocredit", "--settings nocredit: expected mle, offline"),
+    ("--p_m 1.5", "--p_m 1.5: expected a number, 0 to 1"),
+    ("--p_m nan", "--p_m nan: expected a number, 0 to 1"),
+    ("--lr inf", "--lr inf: expected a number, 0 or more"),
+    ("--K 0", "--K 0: expected a whole number, 1 or more"),
     ("--K 1", "--K 1: expected at least 2"),
-    ("--seed -1", "--seed -1: expected 0 to 9223372036854775807"),
-    ("--seed 9223372036854775808", "expected 0 to 9223372036854775807"),
-    ("--seeds 0 -3", "--seeds -3: expected 0"),
+    ("--seed -1", "--seed -1: expected a whole number, 0 to 9223372036854775807"),
+    ("--seed 9223372036854775808", "a whole number, 0 to 9223372036854775807"),
+    ("--seeds 0 -3", "--seeds -3: expected a whole number, 0"),
     ("--n_embd 30", "--n_embd 30: expected a multiple of 4"),
     ("--max_len 64 --block_size 64", "--max_len 64: expected less than block_size"),
-    ("--vocab_size 100", "--vocab_size 100: expected 260 or more"),
+    ("--vocab_size 100", "--vocab_size 100: expected a whole number, 260 or more"),
     ("--settings credit --num_static 1", "--num_static 1: expected at least 2"),
-    ("--settings credit --num_static 2 --num_stored 2", "--num_stored 2: expected less than"),
     ("--settings refresh --refresh 0", "--refresh 0: expected at least 1 for refresh"),
     ("--settings masked --p_m 0", "--p_m 0.0: expected above 0, or nothing is learned"),
     ("--reward roge", "did you mean 'rouge'"),
     ("--data no/such/folder", "no such folder"),
-    ("--mode eval --init no/such.pt", "no such checkpoint"),
+    ("--mode eval --init no/such.pt", "no/such.pt: no checkpoint that can be read ([Errno 2]"),
     ("--mode eval", "expected --init"),
     ("--mode sample", "expected --init"),
     ("--mode candidates --init BASE", "expected --out"),
-    ("--mode eval --init BASE --seed -1", "--seed -1: expected 0"),
-    ("--mode sample --init BASE --K 0", "--K 0: expected 1 or more"),
-    ("--mode sample --init BASE --temperature 0", "--temperature 0.0: expected 0.001"),
+    ("--mode eval --init BASE --seed -1", "--seed -1: expected a whole number"),
+    ("--mode sample --init BASE --K 0", "--K 0: expected a whole number"),
+    ("--mode sample --init BASE --temperature 0", "--temperature 0: expected a number, 0.001"),
     ("--mode train --resume nowhere", "no run of --mode train there"),
-    ("--mode train --init BASE --n_layer 3", "it has n_layer 1, not 3"),
+    ("--mode train --init BASE --n_layer 3", "--n_layer: the setting masked, or a base"),
     ("--out /proc/nowhere", "cannot be written"),
 ])
 def test_bad_flags_are_one_line(capsys, base, folder, tmp_path, monkeypatch, flags, expected):
@@ -93,7 +92,7 @@ def test_bad_flags_are_one_line(capsys, base, folder, tmp_path, monkeypatch, fla
     "--mode train --setting mle --mle_weight 0.5", "--mode train --setting mle --budget_fp 9",
     "--mode train --setting offline --K 4", "--mode train --setting offline --top_k 4",
     "--mode train --setting online --p_m 0.5", "--mode train --setting online --stored best",
-    "--mode train --setting masked --refresh 4", "--mode train --setting masked --num_stored 1",
+    "--mode train --setting masked --refresh 4",
     "--mode train --setting refresh --credit 1",
     "--mode train --setting reuse --K 4", "--mode train --init BASE --base_steps 9",
     "--settings mle --kl_weight 1", "--settings mle offline --K 4", "--settings masked --refresh 2",
@@ -135,7 +134,7 @@ def test_flags_in_order_lowest_first(tmp_path):
         "offline": {"p_m": 0.7}})
 
     def values(name, *words):
-        given = train.parse_args(["--data", path, *words], train.Config, {})
+        given = train.parse_args(["--data", path, *words], train.Config)
         cfg = train.make_config(given, name)
         return cfg.lr, cfg.p_m, cfg.K, cfg.refresh
     assert values("masked") == (1.0, 0.5, 6, 0)
@@ -149,14 +148,14 @@ def test_flags_in_order_lowest_first(tmp_path):
     ({"": {"learning_rate": 1}}, "'learning_rate' is no flag that data may choose"),
     ({"": {"out": "/tmp"}}, "'out' is no flag that data may choose"),
     ({"": {"init": "x.pt"}}, "'init' is no flag"), ({"": {"seed": 1}}, "'seed' is no flag"),
-    ({"": {"lr": "fast"}}, "lr: expected float, found 'fast'"),
-    ({"": {"K": 2.5}}, "K: expected int, found 2.5"), ({"": {"K": True}}, "K: expected int"),
-    ({"": {"stored": "good"}}, "stored: expected data or best"),
+    ({"": {"lr": "fast"}}, "flags.json: --lr fast: expected a number"),
+    ({"": {"K": 2.5}}, "flags.json: --K 2.5: expected a whole number"), ({"": {"K": True}}, "--K True: expected a whole"),
+    ({"": {"stored": "good"}}, "--stored good: expected data, best"),
     ({"": {"reward": "os:system"}}, "reward: expected built-in ones"),
-    ({"": {"K": 0}}, "--K 0: expected 1 or more"),
+    ({"": {"K": 0}}, "flags.json: --K 0: expected a whole number, 1 or more"),
     ({"nocredit": {}}, "expected one of mle"), ({"masked": [1]}, "flags.json: expected {setting"),
-    ({"masked": {"base_lr": 0.1}}, "'base_lr' belongs under ''"),
-    ({"offline": {"reward": "bleu"}}, "'reward' belongs under ''"),
+    ({"masked": {"base_lr": 0.1}}, "'base_lr' is no flag that data may choose for one"),
+    ({"offline": {"reward": "bleu"}}, "'reward' is no flag that data may choose for one"),
     ([1], "flags.json: expected"), ({"preset": "gpu"}, "flags.json: expected"),
 ])
 def test_what_data_may_not_choose(capsys, tmp_path, flags, expected):
@@ -178,7 +177,7 @@ def test_help_names_every_flag(capsys):
         train.main(["-h"])
     out = capsys.readouterr().out
     names = settings.flags_of(train.Config)
-    assert not e.value.code and all(f"--{name} " in out for name in names) and len(names) <= 45
+    assert not e.value.code and all(f"--{name} " in out for name in names) and len(names) <= 46
 
 
 # --------------------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ def rows_of(path) -> list[dict]:
 
 
 def test_a_comparison_is_reprinted_and_grows(folder, tmp_path, capsys):
-    """A setting or a seed more trains nothing again; each seed has a base of its own."""
+    """A setting more trains nothing again; the table keeps those that were there."""
     words = [*TINY, "--data", folder, "--steps", "2", "--out", str(tmp_path), "--settings"]
     train.main([*words, "all", "--kl_weight", "0.1"])
     first = capsys.readouterr().out
@@ -252,10 +251,11 @@ def test_a_comparison_is_reprinted_and_grows(folder, tmp_path, capsys):
     stamp = os.path.getmtime(tmp_path / "reuse/ckpt.pt")
     train.main([*words, "all", "--kl_weight", "0.1"])
     assert capsys.readouterr().out.split("setting ")[1] == first.split("setting ")[1]
-    os.remove(tmp_path / "results.json")
-    train.main([*words, "online", "reuse", "--kl_weight", "0.1"])
     rows = rows_of(tmp_path / "results.json")
-    assert [row["name"] for row in rows] == ["base", "online", "reuse"]
+    shutil.rmtree(tmp_path / "online")
+    train.main([*words, "online", "reuse", "--kl_weight", "0.1"])
+    again = rows_of(tmp_path / "results.json")
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
     assert os.path.getmtime(tmp_path / "reuse/ckpt.pt") == stamp
     line = refused(capsys, *words, "online", "--lr", "0.5")
     assert "online: holds a run of another config (kl_weight, lr)" in line
@@ -291,10 +291,7 @@ def test_vary_shares_bases_and_grows(folder, tmp_path, capsys):
     assert [row["value"] for row in rows_of(tmp_path / "vary-p_m.json")] == [".1", "0.3"]
 
 
-def test_vary_leaves_out_settings_that_ignore_the_flag_unless_they_were_asked_for(folder, tmp_path,
-                                                                                 capsys):
-    given = train.parse_args(["--vary", "refresh", "2", "4", "--data", folder], train.Config, {})
-    assert {cfg.setting for _, cfg, _, _ in train.plan(given)} == {"static", "refresh", "credit"}
+def test_vary_refuses_settings_that_ignore_the_flag(folder, tmp_path, capsys):
     line = refused(capsys, *TINY, "--data", folder, "--settings", "refresh", "online", "--vary",
                    "refresh", "2", "4", "--out", str(tmp_path / "out"))
     assert "--vary refresh: the setting online fixes or ignores it" in line
@@ -395,6 +392,19 @@ def test_candidates_are_ranked_and_trained_on(folder, base, tmp_path, capsys):
     run(new, base, tmp_path / "run", *flags_of("offline"))
 
 
+def test_candidates_that_are_stopped_can_begin_again(folder, base, tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+    words = ["--mode", "candidates", "--init", base, "--out", str(tmp_path / "new"), "--K", "2"]
+    with monkeypatch.context() as m:
+        m.setattr(train.evaluate, "best_first", stopped)
+        with pytest.raises(SystemExit) as e:
+            train.main(words)
+    assert e.value.code == 130
+    train.main(words)
+    assert "2 candidates a source" in capsys.readouterr().out
+
+
 def test_sample_shows_the_method_on_one_source(folder, base, tmp_path, capsys):
     """With the texts of the data where it has the source; else from the greedy text, unscored."""
     run(folder, base, tmp_path, "--p_m", "0.6")
@@ -417,21 +427,19 @@ def test_bad_checkpoints(capsys, folder, base, tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"junk" * 99)
     (tmp_path / "cut.pt").write_bytes(open(base, "rb").read()[:3000])
     whole = state(base)
-    other = Tokenizer.train(["other text"], 262)
     first_edition = {k: v for k, v in whole["config"].items() if k != "credit"}
     for name, content in (("list", [1]), ("part", {"model": {}}),
                           ("shape", whole | {"gpt": whole["gpt"] | {"n_embd": 32}}),
-                          ("vocabulary", whole | {"tokenizer": other.ranks}),
                           ("first", whole | {"config": first_edition})):
         torch.save(content, tmp_path / f"{name}.pt")
-    for name, expected in (("junk", "not a readable checkpoint"), ("cut", "not a readable"),
-                           ("list", "expected a checkpoint of train.py"),
+    for name, expected in (("junk", "junk.pt: no checkpoint that can be read"), ("cut", "no checkpoint that can"),
+                           ("list", "expected a checkpoint of this edition"),
                            ("part", "expected a checkpoint"), ("shape", "another shape"),
-                           ("vocabulary", "vocabulary"), ("first", "first edition")):
+                           ("first", "expected a checkpoint of this edition")):
         path = str(tmp_path / f"{name}.pt")
         assert expected in refused(capsys, "--mode", "eval", "--init", path)
         assert expected in refused(capsys, *command(folder, path, tmp_path / "out"))
-    assert "a folder; expected a file" in refused(capsys, "--mode", "eval", "--init", str(tmp_path))
+    assert "Is a directory" in refused(capsys, "--mode", "eval", "--init", str(tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -450,19 +458,12 @@ def one_static(n=12, static=lambda text: [text]) -> list[data.Record]:
 
 
 @pytest.mark.parametrize("static", [lambda text: [text], lambda text: [text] * 3])
-def test_nothing_to_rank_is_refused_or_left_out(capsys, tmp_path, static):
+def test_nothing_to_rank_is_noted_once(capsys, tmp_path, static):
     """One static text a source, or three copies of it: offline has nothing to learn from."""
     path = dataset(tmp_path / "d", one_static(static=static))
     words = [*TINY, "--data", path, "--steps", "1", "--out", str(tmp_path / "out")]
-    line = refused(capsys, *words, "--mode", "train", "--setting", "offline")
-    assert "no source has two different static texts" in line
-    assert "two different" in refused(capsys, *words, "--settings", "offline", "--seeds", "0", "1")
-    assert not (tmp_path / "out").exists()
-    train.main([*words, "--settings", "offline", "masked"])
-    out = capsys.readouterr().out
-    assert out.count("two different static texts") == 1 and "; left out" in out
-    rows = rows_of(tmp_path / "out/results.json")
-    assert [row["name"] for row in rows] == ["base", "masked"]
+    train.main([*words, "--settings", "offline", "masked", "--seeds", "0", "1"])
+    assert capsys.readouterr().out.count("note: offline: no source has two different") == 1
 
 
 def test_credit_that_ranks_nothing_is_noted(capsys, tmp_path, base):
@@ -487,13 +488,15 @@ def test_long_texts_are_cut_and_counted(capsys, folder, base, tmp_path):
     words = [*TINY, "--data", folder, "--steps", "1", "--max_len", "6", "--out"]
     train.main(["--mode", "train", *words, str(tmp_path / "out")])
     out = capsys.readouterr().out
-    assert "targets are longer than 6 tokens and are cut" in out
-    assert "static texts are longer than 6 tokens and are cut" in out
+    records = [r for split in data.load_dataset(folder).values() for r in split]
+    tok = train.load_policy(f"{tmp_path}/out/best.pt", torch.device("cpu")).tok
+    long = sum(len(tok.encode(text)) > 5 for r in records for text in {*r.target, *r.static})
+    assert f"note: {long} targets and static texts are longer than 6 tokens and are cut" in out
     train.main([*words, str(tmp_path / "both"), "--settings", "masked", "--seeds", "0", "1"])
-    assert capsys.readouterr().out.count("static texts are longer than 6") == 1
+    assert capsys.readouterr().out.count("texts are longer than 6") == 1
     line = refused(capsys, "--mode", "train", *TINY, "--data", folder, "--block_size", "12",
                    "--max_len", "10", "--out", str(tmp_path / "no"))
-    assert "source of" in line
+    assert "a source of more than 2 tokens" in line
 
 
 def test_a_reward_that_cannot_see_is_noted(capsys, tmp_path):
@@ -524,6 +527,14 @@ def test_closed_streams_and_no_asserts(folder, base, tmp_path, shell):
     done = python("train.py", *command(folder, base, tmp_path / "out"), shell=shell)
     assert done.returncode == 0 and done.stderr == b""
     assert len(metrics(tmp_path / "out")) == 7
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_modules_are_imported_says_nothing():
+    process = subprocess.Popen([sys.executable, "train.py", "-h"], cwd=ROOT, stderr=subprocess.PIPE)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == -signal.SIGINT
 
 
 @pytest.mark.slow

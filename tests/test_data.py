@@ -180,10 +180,13 @@ def test_batch_layout(tok):
 
 
 def test_stored_texts_are_not_scored_against_themselves(tok):
-    """The first column will hold a sampled text; the only reference stays."""
+    """The only reference stays; what the policy has written is scored against all."""
     records = [Record("s", ["a", "b", "c"]), Record("t", ["d"])]
-    batch = data.make_batch(records, ["a", "d"], [["a", "b"], ["d", "d"]], tok, 8, num_sampled=1)
-    assert batch.references == [[["a", "b", "c"], ["a", "c"]], [["d"], ["d"]]]
+    statics = [["a", "b"], ["d", "d"]]
+    batch = data.make_batch(records, ["a", "d"], statics, tok, 8)
+    assert batch.references == [[["b", "c"], ["a", "c"]], [["d"], ["d"]]]
+    batch = data.make_batch(records, ["a", "d"], statics, tok, 8, written=True)
+    assert batch.references == [[["a", "b", "c"]] * 2, [["d"]] * 2]
     assert data.make_batch(records, ["a", "d"], [[], []], tok, 8).static.shape[:2] == (2, 0)
 
 

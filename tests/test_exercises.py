@@ -30,7 +30,7 @@ from conftest import V, prompts, sorl, tiny_model, uniform
 from data.rewards import load_reward
 from lab.policy import new_policy
 from model import draw, generate, log_probs
-from runs import RUN, flags_of, short_records
+from runs import RUN, TINY, flags_of, short_records
 
 PAD, EOS, MASK = 10, 12, 13  # of the tiny vocabulary: ten words, PAD, SEP, EOS, MASK
 TEXT = torch.tensor([[3, 1, 4, 1, 5, EOS, PAD], [2, 7, EOS, PAD, PAD, PAD, PAD]])
@@ -390,7 +390,7 @@ def two_policies():
     """The policy and the base that KL is measured from: other weights, one tokenizer."""
     records, policies = short_records(24), []
     for seed in (0, 1):
-        cfg = train.make_config(train.parse_args([*RUN, "--seed", str(seed)], train.Config, {}))
+        cfg = train.make_config(train.parse_args([*TINY, "--seed", str(seed)], train.Config))
         policies.append(new_policy(cfg, {"train": records}, torch.device("cpu")))
         with torch.no_grad():
             for p in policies[-1].model.parameters():
@@ -422,7 +422,7 @@ def check_15(update):
             ("online alone", 2, 0, {}), ("full random", 0, 0, {}), ("refresh", 0, 0, {}),
             ("credit", 2, 0, {}), ("credit", 3, 0, {}), ("reuse", 2, 0, dict(kl_weight=0.1))):
         words = [*RUN, "--mle_weight", "0.4", *flags_of(name)]
-        cfg = replace(train.make_config(train.parse_args(words, train.Config, {})), **more)
+        cfg = replace(train.make_config(train.parse_args(words, train.Config)), **more)
         tried = f"{' '.join(flags_of(name))}, update {step}, batch {i}"
         tried += "".join(f", {key}={flag}" for key, flag in more.items())
         expected, grad, expected_log = step_of(LOSS_OF_A_BATCH, cfg, step, i)

@@ -102,7 +102,7 @@ def test_lines_are_short():
 
 
 def test_at_most_46_flags():
-    assert len(flags_of(Config)) + len(["--quick"]) <= 46
+    assert len(flags_of(Config)) <= 46
 
 
 @pytest.mark.parametrize("file", FILES + TESTS, ids=lambda file: str(file.relative_to(ROOT)))

@@ -72,7 +72,7 @@ def test_picture(checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["picture", "--init", "none.pt"], "none.pt: no such checkpoint"),
+    (["picture", "--init", "none.pt"], "none.pt: no checkpoint that can be read"),
     (["picture", "--out", "missing/x.png"], "missing/x.png was not written"),
     (["paint"], "invalid choice: 'paint'"),
 ])

@@ -11,8 +11,7 @@ import pytest
 import train
 import torch
 
-import lab.run
-from lab import cli, policy, processes, report
+from lab import policy, processes, report
 from runs import (ROOT, Child, base, built, command, flags_of, folder,  # noqa: F401
                   metrics, refused, run, same, state, weights)
 
@@ -33,8 +32,8 @@ def group(work, folder, size=2) -> list[tuple[int, str, str]]:
     def body(rank):
         signal.alarm(300)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        cli.time.sleep = lambda seconds: None  # it waits for torchrun, and there is none
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                          TORCHELASTIC_RUN_ID="test")
         work(rank)
     return [child.end() for child in
             [Child(lambda rank=rank: body(rank), f"{folder}/{rank}") for rank in range(size)]]
@@ -94,7 +93,7 @@ def test_two_processes_are_one_run(folder, base, tmp_path):
 
     def work(rank):
         if rank > 0:
-            policy.write_whole = lab.run.open_log = report.write_text = None  # no such thing
+            policy.write_whole = report.write_text = None  # no such thing
         run(folder, base, tmp_path / "two", *words)
     (code, out, err), other = group(work, tmp_path)
     assert (code, err) == (0, "") and out.count("setting  p_m") == 1
@@ -200,21 +199,20 @@ def test_an_error_of_one_process_is_printed_by_it(folder, base, tmp_path, monkey
     (["--data", "nowhere"], "no such folder"), (["--lr", "1e30"], "the loss is not finite"),
     (["--mode", "sample"], "--mode sample: one process does that"),
 ])
-def test_a_mistake_that_all_have_is_printed_once(folder, base, tmp_path, flags, expected):
+def test_a_mistake_that_all_have_is_a_line_of_each(folder, base, tmp_path, flags, expected):
     words = command(folder, base, tmp_path / "o", *flags)
     if "sample" in flags:
         words = ["--mode", "sample", "--init", base]
     (first, _, err), other = group(lambda rank: train.main(words), tmp_path)
     assert first == 2 and expected in err and len(err.strip().splitlines()) == 1
-    assert other[:2] == (2, "") and "train.py" not in other[2]  # torch may say who has gone
+    assert other[:2] == (2, "") and other[2].count("train.py: ") == 1  # torch may say who has gone
 
 
-def test_world_size_without_rank_is_one_line(folder, base, tmp_path):
+def test_world_size_without_torchrun_says_nothing(folder, base, tmp_path):
     def work():
         os.environ["WORLD_SIZE"] = "2"
-        train.main(command(folder, base, tmp_path / "o"))
-    code, _, err = Child(work, tmp_path / "child").end()
-    assert code == 2 and len(err.splitlines()) == 1 and "expected torchrun" in err
+        train.main(command(folder, base, tmp_path / "o", "--steps", "1"))
+    assert Child(work, tmp_path / "child").end()[::2] == (0, "")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -229,10 +227,10 @@ def torchrun(*flags):
 
 
 @pytest.mark.slow
-def test_torchrun_says_a_mistake_once():
+def test_torchrun_says_a_mistake():
     process = torchrun("--p_n", "0.3")
     _, err = process.communicate(timeout=100)
-    assert process.returncode != 0 and err.count("unknown flag '--p_n'") == 1
+    assert process.returncode != 0 and 1 <= err.count("unknown flag '--p_n'") <= 2
 
 
 @pytest.mark.slow

@@ -167,7 +167,7 @@ def test_compare_report(tmp_path, seeds):
     text = report.compare_report(str(tmp_path), rows, RECORDS, "a machine", seeds)
     assert json.dumps(rows) == before
     assert "not written" not in text and "left out" not in text
-    tables = text[:text.index("Open ")]
+    tables = text[:text.index("Take ")]
     assert max(map(len, tables.splitlines())) <= 100
     for part in ("Cost until", "Facts that", "two test sources", "Øslo has 4", "report.txt"):
         assert part in text

@@ -116,7 +116,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, base, tmp_path, capsy
     monkeypatch.setattr(policy.os, "fsync", full)
     words = command(folder, base, tmp_path, "--save_every", "1", "--eval_every", "99")
     line = refused(capsys, *words)
-    assert "cannot be written (No space left on device); what was there before is kept" in line
+    assert "cannot be written ([Errno 28] No space left on device); what was there" in line
     assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
     before = state(tmp_path / "ckpt.pt")["step"]
     train.main(words)
@@ -227,16 +227,14 @@ def test_a_reader_who_leaves_at_a_note_or_at_the_end(folder, base, tmp_path, mon
     """Also what is printed beside the progress line finds out, and loses nothing."""
     reader, writer = os.pipe()
     os.close(reader)
-    monkeypatch.setattr(train.Progress, "show", lambda *_: None)
-
-    def note(self, row):
+    def note(run, progress, row):
         if row["step"] == 5:
             print("note", flush=True)
-    monkeypatch.setattr(train.Run, "note_equal", note)
+    monkeypatch.setattr(train, "show", note)
     words = command(folder, base, tmp_path / "cut", *STOPPED)
     code, _, err = Child(lambda: train.main(words), tmp_path / "child", stdout=writer).end()
     assert code == 130 and "Traceback" not in err and state(tmp_path / "cut/ckpt.pt")["step"] == 8
-    monkeypatch.setattr(train.Run, "note_equal", lambda self, row: None)
+    monkeypatch.setattr(train, "show", lambda *_: None)
     code, _, err = Child(lambda: train.main(words), tmp_path / "child", stdout=writer).end()
     os.close(writer)  # this time it was the table, which is printed last
     assert code == 1 and "Traceback" not in err and (tmp_path / "cut/results.json").exists()
@@ -285,22 +283,35 @@ def test_places_are_not_identity(folder, base, tmp_path, monkeypatch, capsys):
     shutil.move(home / "run", tmp_path / "elsewhere/run")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "dd/g: no such folder" in refused(capsys, "--resume", "run")
-    assert "base.pt: no such checkpoint" in refused(capsys, "--resume", "run", "--data", "g")
+    assert "base.pt: no checkpoint that can be read" in refused(capsys, "--resume", "run", "--data", "g")
     train.main(["--resume", "run", "--data", "g", "--init", "b.pt"])
     assert capsys.readouterr().out.startswith("\nsetting")
+
+
+def test_an_edited_reward_is_another_run(folder, base, tmp_path, monkeypatch, capsys):
+    """The text of the user's module is a part of what a run is; a comment, too."""
+    monkeypatch.chdir(tmp_path)
+    code = "def f(hypotheses, references, sources):\n    return [0.5] * len(hypotheses)\n"
+    (tmp_path / "edited.py").write_text(code)
+    words = command(folder, base, "run", "--reward", "edited:f")
+    train.main(words)
+    (tmp_path / "edited.py").write_text(code + "# now it is fair\n")
+    assert "another config (reward_hash)" in refused(capsys, *words)
+    (tmp_path / "edited.py").write_text(code)
+    train.main(words)
 
 
 def test_resume_takes_no_other_flags(folder, base, tmp_path, capsys):
     run(folder, base, tmp_path / "run")
     before = files(tmp_path)
-    for words, expected in ((["--p_m", "0.9"], "has p_m 0.2, not 0.9"),
-                            (["--out", "other"], f"has out {tmp_path}/run, not other"),
-                            (["--quick"], "quick"),
+    for words, expected in ((["--p_m", "0.9"], "--p_m: --resume does not use it"),
+                            (["--out", "other"], "--out: --resume does not use it"),
+                            (["--quick"], "--quick: --resume does not use it"),
                             (["--mode", "compare"], "--resume: --mode compare does not use it")):
         assert expected in refused(capsys, "--resume", str(tmp_path / "run"), *words)
     for place in (tmp_path, tmp_path / "nowhere", os.path.dirname(base)):  # the last one is a base
         assert "no run of --mode train there" in refused(capsys, "--resume", str(place))
-    train.main(["--resume", str(tmp_path / "run"), "--p_m", "0.2"])
+    train.main(["--resume", str(tmp_path / "run"), "--save_every", "9"])
     assert files(tmp_path) == before
 
 
@@ -351,13 +362,13 @@ def test_a_run_keeps_out_of_what_is_not_its_own(folder, base, tmp_path, capsys):
             (command(folder, base, run_out, "--setting", "online", "--K", "5"), "another config"),
             (command(other_data, base, run_out), "another config (data_hash)"),
             (command(folder, other_base, run_out), "another config (base_hash)"),
-            (command(folder, base, tmp_path / "foreign"), "holds thesis.tex but no config.json"),
-            (command(folder, base, folder), "holds test.jsonl but no config.json"),
-            (command(folder, base, tmp_path / "theirs"), "config.json of another program"),
+            (command(folder, base, tmp_path / "foreign"), "holds thesis.tex, and is no run"),
+            (command(folder, base, folder), "holds test.jsonl, and is no run"),
+            (command(folder, base, tmp_path / "theirs"), "holds config.json, and is no run"),
             (command(folder, base, tmp_path / "broken"), "expected JSON"),
             (command(folder, base, tmp_path / "foreign/thesis.tex"), "thesis.tex"),
             (command(folder, base, "/proc/nowhere"), "/proc/nowhere: cannot be written"),
-            ([*compare, run_out], "belongs to --mode train"),
+            ([*compare, run_out], "another config (mode"),
             ([*compare, "/proc/nowhere"], "/proc/nowhere: cannot be written")):
         assert expected in refused(capsys, *words)
         assert files(tmp_path) == everything, expected
@@ -369,13 +380,13 @@ def test_a_run_keeps_out_of_a_comparison(folder, tmp_path, capsys):
     before = files(tmp_path)
     for out in (tmp_path, tmp_path / "masked", tmp_path / "base"):
         line = refused(capsys, "--mode", "train", *TINY, "--data", folder, "--out", str(out))
-        assert "belongs to --mode" in line
+        assert "another config (mode" in line
     other = shutil.copytree(folder, tmp_path.parent / f"{tmp_path.name}-data")
     records = data.load_records(f"{folder}/train.jsonl")
     data.save_records(records[::-1], f"{other}/train.jsonl")
     for words, expected in ((["--lr", "0.1"], "masked: holds a run of another config (lr)"),
                             (["--settings", "online", "--base_lr", "0.1"],
-                             "base: holds a run of another config (lr"),
+                             "base: holds a run of another config (base_lr, lr)"),
                             (["--settings", "online", "--data", str(other)], "base: holds a run")):
         assert expected in refused(capsys, *compare, str(tmp_path), *words)
     assert files(tmp_path) == before
