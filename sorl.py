@@ -69,7 +69,8 @@ def observe(static, mask, observation: str, mask_id: int):
     `masked` puts [MASK] where M_t = 1; `static` leaves the old token there. Neither tells the model
     what stands in column t when it draws column t, since a causal model sees only the columns
     before. They differ in what the columns *behind* t see: that something was drawn, or a token
-    which is no longer in the text. Raises ValueError for another observation."""
+    which is no longer in the text. `static` may return the text itself, which nobody changes.
+    Raises ValueError for another observation."""
     if observation == "masked":
         return static.masked_fill(mask, mask_id)
     if observation == "static":
@@ -83,7 +84,8 @@ def feed(model: GPT, src, pad, static, mask, u, observation: str, mask_id: int,
 
     src (N,S), pad (N,), static (N,T), mask (N,T), uniforms u (N,K,T). `masked` and `static` give N
     rows, and decode nothing. `full` (and online, where every M_t is 1) lets the model see its own
-    tokens: K texts are decoded without gradient, and are the N·K rows that are fed."""
+    tokens: K texts are decoded without gradient, and are the N·K rows that are fed. Everything
+    but `full` is left to `observe`."""
     if observation != "full":
         return observe(static, mask, observation, mask_id), None
     decoded = decode(model, src, pad, static, mask, u, temperature, top_k)
@@ -117,7 +119,7 @@ def act(logits, static, mask, u, decoded: Rollout | None = None,
     """The K samples of every static text, with the log-probabilities that carry the gradient.
 
     logits of what `feed` gave: (N,T,V), or (N·K,T,V) where it decoded; static and mask (N,T),
-    uniforms u (N,K,T)."""
+    uniforms u (N,K,T). Where it decoded, the end token is an action: `end` stays True."""
     if decoded is None:
         return rollout_one_pass(logits, static, mask, u, temperature, top_k)
     given = rollout_given(logits, decoded.tokens, decoded.acted, temperature, top_k)
@@ -128,7 +130,8 @@ def rollout_one_pass(logits, static, mask, u, temperature: float = 1.0, top_k: i
     """K samples of all masked positions from one set of logits: 1 FP a static text.
 
     logits (N,T,V), static (N,T) with PAD behind EOS, mask (N,T), uniforms u (N,K,T). The action
-    space has no special tokens, so a sample has the length of its static text."""
+    space has no special tokens, so a sample has the length of its static text. `fp` is N, even
+    for a text in which nothing is masked."""
     N, K, T = u.shape
     row, t = mask.nonzero(as_tuple=True)  # the m masked positions, shared by the K samples
     logp = log_probs(logits[row, t], temperature, top_k, end=False)  # (m,V)
@@ -184,8 +187,9 @@ def advantage(rewards, baseline: str = "mean", scale: bool = False):
     `mean` of the K samples, the sample itself included: (1 - 1/K) times the unbiased estimate.
     `loo`, leave-one-out, the mean of the others: unbiased (for K = 1 it is 0: plain REINFORCE).
     `scale` divides by the population standard deviation of the row, as GRPO does, which is biased;
-    rows whose deviation is below 1e-4 are not divided. Where all rewards of a row are equal there
-    is nothing to learn, and A is exactly 0 (but for `loo` with K = 1)."""
+    with `loo`, too, it is that of all K rewards. Rows whose deviation is below 1e-4, and K = 1,
+    are not divided. Where all rewards of a row are equal there is nothing to learn, and A is
+    exactly 0 (but for `loo` with K = 1). Any other baseline need not be caught."""
     K = rewards.size(1)
     A = centred = rewards - rewards.mean(1, keepdim=True)
     if baseline == "loo":
@@ -203,8 +207,8 @@ def advantage(rewards, baseline: str = "mean", scale: bool = False):
 def policy_loss(rollout: Rollout, A, length_norm: bool = False):
     """L_RL = - mean over texts of A_k · Σ_{M_t=1} log π(ŷ_t | o_t): A (N,K) -> scalar.
 
-    `length_norm` divides a text's sum by the number of its acted positions. A rollout that never
-    acted gives 0."""
+    `length_norm` divides a text's sum by the number of its acted positions. A text without acted
+    positions counts as 0 in the mean and is not left out."""
     logp = rollout.logp.sum(2)  # (N,K)
     if length_norm:
         logp = logp / rollout.acted.sum(2).clamp(min=1)

@@ -106,10 +106,12 @@ SLOW_CLASS = {
     "crashes": (with_body("observe", "return static[99]"), {"02": ": IndexError: index 99"}),
     "missing": (OURS.replace("def entropy", "def entropie"), {"08": "no attribute 'entropy'"}),
     "fails": (OURS + "\n1 / 0", {"all": "ZeroDivisionError"}),
-    "binary": ("\0\udcff", {"all": "UnicodeDecodeError"}),
+    "binary": ("\0\udcff", {"all": "SyntaxError"}),
     "nested": ("(" * 10_000, {"all": ": "}),
     "blinds": (with_body("masked_runs", "torch.isclose = lambda a, b, **k: a == a\n"
-                         "    return mask.long()"), {"10": "changes what the check is made of"}),
+                         "    return mask.long()"), {"10": "at [1]: got 1, expected 2"}),
+    "patches": (OURS + "\ntorch.cummax = log_probs",
+                {"all": "my_sorl.py changes what the check is made of"}),
     "hard codes": (with_body("observe", "return static if observation == 'static' else "
                              "torch.tensor([[3, 13, 4, 13, 13, 12, 10],"
                              " [13, 7, 12, 10, 10, 10, 10]])"),
@@ -132,11 +134,39 @@ def test_the_fence():
             ("from torch import sys as s", "sys"), ("torch.nn.os.fork()", "os"),
             ("open('tests/test_exercises.py')", "open"), ("getattr(torch, 'o' + 's')", "getattr"),
             ("observe.__globals__", "__globals__"), ("x.gi_frame", "gi_frame"),
+            ("x.cr_frame", "cr_frame"), ("x.f_globals", "f_globals"), ("torch._utils", "_utils"),
+            ("from torch._utils import x", "_utils"), ("from torch import _C", "_C"),
+            ("match x:\n  case object(__class__=y): pass", "__class__"), ("f'{x.os}'", "os"),
+            ("from lab.course import load_checks", "lab.course"), ("[_ for _ in '_']", ""),
+            ("def _helper(_x): return 'open'", ""),
             ("def f():\n  import test_exercises", "test_exercises"),
             ("class Any:\n  def __eq__(self, other): return True", "__eq__"), (OURS, "")):
         assert course.beyond_the_fence(ast.parse(text), course.MODULES["sorl.py"]) == word
     tree = ast.parse(course.UPDATE + LOSS)
     assert course.beyond_the_fence(tree, course.MODULES["train.py"]) == ""
+    tree = ast.parse("from lab.course import load_checks")
+    assert course.beyond_the_fence(tree, course.MODULES["train.py"]) == "lab.course"
+
+
+def test_what_a_check_may_take(monkeypatch):
+    """No more memory and time than it is given; a message that the terminal does not obey."""
+    monkeypatch.setattr(course, "WALL", 3)
+    for body, expected in (("torch.empty(2 ** 33, dtype=torch.uint8)", "can't allocate memory"),
+                           ("torch.futures.Future().wait()", course.NO_ANSWER),
+                           ("raise ValueError('\\x1b[2Jpassed')", "ValueError: [2Jpassed")):
+        sources = {"my_sorl.py": with_body("observe", body).encode()}
+        passed, said = course.run_check(course.load_checks(), sources, "02")
+        assert not passed and expected in said
+
+
+def test_three_checks_without_an_answer_are_enough(tmp_path, monkeypatch):
+    (tmp_path / "kim.py").write_text("")
+    answers = {"02": (True, "passed")}
+    monkeypatch.setattr(course, "run_check", lambda checks, sources, number: answers.get(
+        number, (False, course.NO_ANSWER)))
+    row = course.graded("kim.py")
+    assert [n for n in course.exercises() if row[n] == course.NO_ANSWER] == ["01", "03", "04"]
+    assert row["05"] == row["15"] == course.NOT_RUN and row["points"] == 5
 
 
 @pytest.mark.parametrize("submissions", [

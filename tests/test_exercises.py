@@ -8,6 +8,7 @@ says at the first property that does not hold what was tried, what came out and 
 Every check passes on ours, fails on the blanked function, and fails on the plausible mistakes
 listed beside it.
 """
+import copy
 import importlib
 import math
 import os
@@ -16,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Callable
 
+import model
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,18 +42,35 @@ def logits_of(*shape, seed=0):
     return 2 * torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed))
 
 
+# What results are compared with, bound before a submission is imported: it may exchange functions.
+MADE_OF = torch, Tensor, F, numpy, model, real, train
+ARRAY, EXPAND, PLACES = numpy.asarray, numpy.broadcast_to, numpy.ndindex
+DETACH, DOUBLE, NUMPY = Tensor.detach, Tensor.double, Tensor.numpy
+
+
+def plain(tried: str, value) -> numpy.ndarray:
+    """A number or a tensor as float64, out of torch's reach."""
+    if isinstance(value, Tensor):
+        kind = type(value)
+        assert kind is Tensor, f"{tried}: got a {kind.__name__}, expected a number or a tensor"
+        value = NUMPY(DOUBLE(DETACH(value)))
+    return ARRAY(value, float)
+
+
 def same(tried: str, got, expected, within: float = 0.0) -> None:
     """One property: `got` is `expected`, a number for all of it or a tensor, to within `within`."""
     assert got is not None, f"{tried}: got None, expected a number or a tensor"
-    got, expected = torch.as_tensor(got), torch.as_tensor(expected)
-    if expected.dim() == 0:
-        expected = expected.expand_as(got)
-    shapes = tuple(got.shape), tuple(expected.shape)
-    assert shapes[0] == shapes[1], f"{tried}: got the shape {shapes[0]}, expected {shapes[1]}"
-    close = torch.isclose(got.double(), expected.double(), rtol=0, atol=within)
-    for place in (~close).nonzero().tolist()[:1]:
-        where, place = f" at {place}" if place else "", tuple(place)
-        numbers = f"got {got[place].item():.4g}, expected {expected[place].item():.4g}"
+    got, expected = plain(tried, got), plain(tried, expected)
+    if expected.ndim == 0:
+        expected = EXPAND(expected, got.shape)
+    shapes = f"got the shape {got.shape}, expected {expected.shape}"
+    assert got.shape == expected.shape, f"{tried}: {shapes}"
+    with numpy.errstate(invalid="ignore"):  # of infinities
+        close = (got == expected) | (abs(got - expected) <= within)
+    if not close.all():
+        place = next(place for place in PLACES(got.shape) if not close[place])
+        where = f" at {list(place)}" if place else ""
+        numbers = f"got {got[place]:.4g}, expected {expected[place]:.4g}"
         raise AssertionError(f"{tried}{where}: {numbers}")
 
 
@@ -68,7 +88,8 @@ def unseen(*shape):
 
 def as_ours(sorl, function: str, *args) -> None:
     """The same result as ours, to 1e-4; for random inputs."""
-    got, expected = (getattr(module, function)(*args) for module in (sorl, real))
+    expected = getattr(real, function)(*args)
+    got = getattr(sorl, function)(*copy.deepcopy(args))  # theirs: they may spoil them
     if isinstance(expected, tuple):
         got, expected = (torch.stack([x.float() for x in part]) for part in (got, expected))
     more = [str(argument) for argument in args if not isinstance(argument, (Tensor, real.Rollout))]
@@ -85,7 +106,7 @@ def check_01(sorl):
     words = torch.arange(7) < lengths[:, None] - 1
     mask = sorl.sample_mask(u, lengths, 0.3)
     holds("p_m=.3", mask.dtype, "bool", mask.dtype == torch.bool)
-    same("p_m=.3, the end and padding", mask[~words], False)
+    same("p_m=.3, the end and padding", mask & ~words, False)
     same("p_m=.3, share of the words", mask[words].float().mean(), 0.3, 0.02)
     same("p_m=.3, share of pairs of words that are both masked",
          (mask[:, 0] & mask[:, 1]).float().mean(), 0.09, 0.02)
@@ -127,7 +148,10 @@ def check_03(sorl):
         r = sorl.rollout_one_pass(logits, static, COINS, u, *how)
         same(f"{tried}, the static text that was given", static, TEXT)
         same(f"{tried}, acted", r.acted, acted)
-        same(f"{tried}, static positions", r.tokens[~acted], TEXT[:, None].expand(2, K, 7)[~acted])
+        texts = len(r.tokens[0].unique(dim=0))
+        holds(f"{tried}, different texts in {K} samples", texts, "more than one", texts > 1)
+        same(f"{tried}, static positions",
+             r.tokens.masked_fill(acted, 0), TEXT[:, None].expand(2, K, 7).masked_fill(acted, 0))
         same(f"{tried}, special tokens drawn", (r.tokens[acted] >= PAD).sum(), 0)
         logp = log_probs(logits, *how, end=False).detach()
         share = r.tokens[0, :, 1].bincount(minlength=V) / K
@@ -136,10 +160,11 @@ def check_03(sorl):
         same(f"{tried}, share of 0 at two positions at once",
              both, logp[0, 1, 0].exp() * logp[0, 3, 0].exp(), 0.04)
         tokens = draw(logp, u.transpose(1, 2).contiguous()).transpose(1, 2)
-        same(f"{tried}, draw(log_probs, u)", r.tokens[acted], tokens[acted])
+        same(f"{tried}, draw(log_probs, u), 0 where not acted",
+             r.tokens.masked_fill(~acted, 0), tokens.masked_fill(~acted, 0))
         drawn = logp[:, None].expand(-1, K, -1, -1).gather(-1, r.tokens[..., None])[..., 0]
-        same(f"{tried}, logp of the drawn tokens", r.logp[acted], drawn[acted], 1e-5)
-        same(f"{tried}, logp where not acted", r.logp[~acted], 0.0)
+        same(f"{tried}, logp of the drawn tokens, 0 where not acted",
+             r.logp, drawn.masked_fill(~acted, 0), 1e-5)
     same("fp, forward propagations of 2 static texts", r.fp, 2)
     same("fp_grad", r.fp_grad, 0)
     r = sorl.rollout_one_pass(logits, static, COINS, u[:, :1])
@@ -160,8 +185,7 @@ def check_04(sorl):
         expected = log_probs(logits, *how).view(2, 2, 7, V).gather(-1, tokens[..., None])[..., 0]
         same(f"{tried}, tokens", r.tokens, tokens)
         same(f"{tried}, acted", r.acted, acted)
-        same(f"{tried}, logp", r.logp[acted], expected[acted], 1e-5)
-        same(f"{tried}, logp where not acted", r.logp[~acted], 0.0)
+        same(f"{tried}, logp, 0 where not acted", r.logp, expected.masked_fill(~acted, 0), 1e-5)
     holds("logp", "no gradient", "one to the logits", r.logp.requires_grad)
     got, grad = (torch.autograd.grad(logp.sum(), logits)[0] for logp in (r.logp, expected[acted]))
     same("gradient of logp", got, grad, 1e-5)
@@ -883,6 +907,20 @@ def test_what_a_student_reads():
         check_05(types.SimpleNamespace(advantage=mistake))
     assert str(caught.value) == (
         "baseline=loo, scale=False, one sample at [0, 0]: got nan, expected 0.75")
+
+
+def test_a_comparison_is_out_of_the_reach_of_a_submission(monkeypatch):
+    class Any(Tensor):
+        __torch_function__ = classmethod(lambda *args: torch.ones(2))
+    with pytest.raises(AssertionError, match="got a Any, expected a number or a tensor"):
+        same("tried", torch.zeros(2).as_subclass(Any), torch.ones(2))
+    for function in ("detach", "double", "numpy", "expand_as"):
+        monkeypatch.setattr(Tensor, function, lambda *args: torch.ones(2))
+    with pytest.raises(AssertionError, match=r"at \[0\]: got 0, expected 1"):
+        same("tried", torch.zeros(2), torch.ones(2))
+    spoils = types.SimpleNamespace(masked_runs=lambda mask: mask.zero_().long())
+    with pytest.raises(AssertionError, match="got 0, expected"):
+        as_ours(spoils, "masked_runs", unseen(20, 12) < 0.7)
 
 
 def test_exercises_are_enough():
