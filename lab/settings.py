@@ -111,7 +111,8 @@ DEFAULTS = {  # where one setting differs from the Config above, on data that no
 }
 QUICK = {  # --quick: a first look, instead of what the data set recommends
     "": dict(base_steps=120, base_batch=16, base_masked=0.3, init_std=0.06, eval_size=50,
-             n_layer=2, n_embd=96, eval_every=5, batch_size=16, steps=10, mle_weight=0.1, kl_weight=0.0),
+             n_layer=2, n_embd=96, eval_every=5, batch_size=16, steps=10, mle_weight=0.1,
+             kl_weight=0.0),
     "masked": dict(steps=20, batch_size=32),
     "refresh": dict(steps=40),
     "credit": dict(steps=40),
