@@ -16,7 +16,7 @@ def begin(device: str) -> None:
     gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo")
+    exchange(dist.init_process_group, "nccl" if gpu else "gloo")
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")
 
