@@ -25,7 +25,7 @@ from data import Record
 
 # Tuned flags: "" for every setting, then what differs in one.
 FLAGS = {
-    "": dict(n_layer=2, init_std=0.06, base_masked=0.3, lr=2.4e-3, mle_weight=0.1, kl_weight=0.0),
+    "": dict(n_layer=2, init_std=0.06, lr=2.4e-3, mle_weight=0.1, kl_weight=0.0),
     "mle": dict(steps=60),
     "offline": dict(steps=60, num_static=3, lr=1.2e-3),
     "online": dict(steps=30, K=4, mle_weight=0.02),

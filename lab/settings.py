@@ -78,7 +78,7 @@ class Config:
     lr: float = flag(3e-4, "peak learning rate of RL")
     # the base model
     base_steps: int = flag(500, "updates of imitation before RL", least=1)
-    base_masked: float = flag(1.0, "the share of them, the last, in which [MASK] gets a meaning",
+    base_masked: float = flag(0.3, "the share of them, the last, in which [MASK] gets a meaning",
                              most=1)
     base_lr: float = flag(4e-3, "their peak learning rate")
     base_batch: int = flag(32, "texts per update", least=1)
@@ -110,8 +110,8 @@ DEFAULTS = {  # where one setting differs from the Config above, on data that no
     "reuse": dict(refresh=8, num_static=4, credit=1.0),
 }
 QUICK = {  # --quick: a first look, instead of what the data set recommends
-    "": dict(base_steps=120, base_batch=16, base_masked=0.3, init_std=0.06, eval_size=50,
-             n_layer=2, n_embd=96, eval_every=5, batch_size=16, steps=10, mle_weight=0.1,
+    "": dict(base_steps=120, base_batch=16, init_std=0.06, eval_size=50, n_layer=2,
+             n_embd=96, eval_every=5, batch_size=16, steps=10, mle_weight=0.1,
              kl_weight=0.0),
     "masked": dict(steps=20, batch_size=32),
     "refresh": dict(steps=40),

@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.abspath(train.__file__))
 SHAPE = "--n_layer 1 --n_embd 16 --init_std 0.06 --vocab_size 300 --block_size 64".split()
 RUN = ("--batch_size 4 --steps 6 --eval_every 2 --eval_size 6 --save_every 3 --kl_weight 0 "
        "--device cpu").split()
-TINY = [*SHAPE, *RUN, *"--base_steps 4 --base_batch 8 --base_masked 0.3".split()]
+TINY = [*SHAPE, *RUN, *"--base_steps 4 --base_batch 8".split()]
 FEW = ("--K", "3")
 SETTINGS = {  # every setting, and every flag of the method somewhere
     "mle": (),
