@@ -328,9 +328,11 @@ def sample_mode(cfg, policy, dataset, reward) -> None:
     mask = sorl.sample_mask(u, lengths, cfg.p_m)
     u = sorl.uniforms((1, cfg.K, T), cfg.seed, 0, "tokens").to(policy.device)
     how = cfg.temperature, cfg.top_k
-    fed, _ = sorl.feed(model, batch.src, batch.pad, static, mask, u, "masked", tok.mask, *how)
-    logits = sorl.target_logits(model, batch.src, batch.pad, fed)
-    rollout = sorl.act(logits, static, mask, u, None, *how)
+    fed, decoded = sorl.feed(model, batch.src, batch.pad, static, mask, u, cfg.observation,
+                             tok.mask, *how)
+    src, pad = (t.repeat_interleave(len(fed), 0) for t in (batch.src, batch.pad))
+    logits = sorl.target_logits(model, src, pad, fed)
+    rollout = sorl.act(logits, static, mask, u, decoded, *how)
     rewards = score(reward, policy, rollout.tokens, batch)
     A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
 

@@ -372,7 +372,7 @@ def advice(groups: dict[str, list[dict]]) -> str:
     reward = {name: np.mean([row["val_reward"] for row in rows]) for name, rows in groups.items()}
     cost = {name: np.mean([row["fp"] for row in rows]) for name, rows in groups.items()}
     first = next(iter(groups))  # the base
-    best = max(reward, key=reward.get)
+    best = max(reward, key=lambda name: (round(reward[name], 3), -cost[name]))
     if best == first:
         return f"Take   {first}: no setting has a higher validation reward"
     lines = [f"Take   {best}: the highest validation reward, {reward[best]:.3f}, "
@@ -411,7 +411,7 @@ def closing(out: str, run: str) -> str:
     return f"""\
 Open   {out}/compare.png  reward against forward propagations
        {out}/report.txt   all of this, more columns, differences with their errors
-       {out}/outputs.txt  twenty test sources with every setting's text
+       {out}/outputs.txt  test sources with every setting's text
 Next   python train.py --mode sample --init {shlex.quote(run)}/best.pt
        python train.py {other}"""
 
