@@ -306,10 +306,11 @@ def resumed(given: dict) -> Config:
     """The config of the run in --resume; only places may be given anew."""
     folder = given["resume"]
     was = read_json(f"{folder}/config.json")
-    if not isinstance(was, dict) or was.get("mode") != "train":
+    names = {f.name for f in fields(Config)}
+    if not isinstance(was, dict) or was.get("mode") != "train" or not names <= was.keys():
         raise InputError(f"--resume {folder}: no run of --mode train there (a comparison goes on "
                          f"by its own command)")
-    flags = {f.name: was[f.name] for f in fields(Config) if f.name in was}
+    flags = {name: was[name] for name in names}
     flags["accumulate"] //= processes.size()
     return Config(**flags | given | {"out": folder})
 

@@ -158,7 +158,7 @@ def load(path: str) -> dict:
     except Exception as e:  # no file, a folder, a truncated zip, pickles with code: many types
         raise InputError(f"{path}: no checkpoint that can be read ({first_line(e)})") from None
     needed = {"model", "gpt", "tokenizer", "T", "config"}
-    if not isinstance(state, dict) or not needed <= set(state) or "credit" not in state["config"]:
+    if not isinstance(state, dict) or not needed <= set(state) or "init_std" not in state["config"]:
         raise InputError(f"{path}: expected a checkpoint of this edition of train.py")
     return state
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -42,9 +42,9 @@ STATE = ("step", "counts", "best", "finished")
 def check_folder(folder: str, config: dict) -> None:
     """Raises InputError where a folder holds what is no run, or the checkpoint of another run or
     of another mode's runs. Without a checkpoint there is nothing in it to keep."""
-    was = read_json(f"{folder}/config.json")
     files = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     files -= {".lock", "config.json.tmp"}
+    was = read_json(f"{folder}/config.json")
     if was is None and not files:
         return
     if not isinstance(was, dict) or "save_every" not in was:
@@ -59,31 +59,29 @@ def check_folder(folder: str, config: dict) -> None:
 
 @contextmanager
 def claimed(folders: dict, identity):
-    """Keep other commands out of the first folder until this one ends, however it ends (not on
+    """Keep other commands out of the folders until this one ends, however it ends (not on
     Windows), and write config.json of the runs: folder -> config, whose identity it holds.
 
     Raises InputError where one of the folders is another's, before anything is written."""
     configs = {folder: identity(config) for folder, config in folders.items()}
     for folder, config in configs.items():
         check_folder(folder, config)
-    out = next(iter(folders))
     if processes.rank() > 0:
         yield
         return
-    try:
-        os.makedirs(out, exist_ok=True)
-        file = open(f"{out}/.lock", "w")
-    except OSError as e:
-        raise InputError(f"--out {out}: cannot be written ({e.strerror})") from None
-    with file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out {out}: another process is at work there; wait for it, or use "
-                             f"another --out") from None
+    with ExitStack() as locks:
+        for folder in configs:
+            try:
+                os.makedirs(folder, exist_ok=True)
+                file = locks.enter_context(open(f"{folder}/.lock", "w"))
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"--out {folder}: another process is at work there; wait for it, "
+                                 f"or use another --out") from None
+            except OSError as e:
+                raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
         for folder, config in configs.items():
-            os.makedirs(folder, exist_ok=True)
             if not os.path.exists(f"{folder}/ckpt.pt"):
                 write_json(config, f"{folder}/config.json")
         yield
@@ -113,6 +111,8 @@ class Run:
         sizes = dict.fromkeys(LOGS, 0)
         if os.path.exists(f"{self.folder}/ckpt.pt"):
             state = load(f"{self.folder}/ckpt.pt")
+            if not state.keys() >= {"optimizer", "logs", *STATE}:
+                raise InputError(f"{self.folder}/ckpt.pt: not the state of a run")
             self.policy.model.load_state_dict(state["model"])
             if not state["finished"]:
                 self.optimizer.load_state_dict(state["optimizer"])

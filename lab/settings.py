@@ -122,8 +122,8 @@ QUICK = {  # --quick: a first look, instead of what the data set recommends
 PRETRAINED = dict(base_lr=1e-4, lr=1e-5)
 NETWORK = {"n_layer", "n_head", "n_embd", "init_std", "block_size", "max_len", "vocab_size"}
 # What a base depends on, so that settings which share a base share these.
-BASE = NETWORK | {"base_steps", "base_masked", "base_lr", "base_batch", "pretrained", "reward",
-                  "eval_size"}
+BASE = NETWORK | {"base_steps", "base_masked", "base_lr", "base_batch", "accumulate", "pretrained",
+                  "reward", "eval_size"}
 NOT_TUNING = PLACES | {"setting", "seed"}  # flags that no data set may choose
 
 
@@ -203,7 +203,7 @@ def unused_flags(cfg: Config, given: dict) -> set[str]:
     if cfg.p_m == 0 and cfg.refresh == 0:
         unused |= {"temperature", "top_k"}
     if cfg.init:
-        unused |= BASE - {"reward", "eval_size"}
+        unused |= BASE - {"accumulate", "reward", "eval_size"}
     if cfg.pretrained:
         unused |= NETWORK - {"max_len"}
     return {name for name in unused if name not in fixed or given.get(name) != fixed[name]}

@@ -427,7 +427,7 @@ def test_bad_checkpoints(capsys, folder, base, tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"junk" * 99)
     (tmp_path / "cut.pt").write_bytes(open(base, "rb").read()[:3000])
     whole = state(base)
-    first_edition = {k: v for k, v in whole["config"].items() if k != "credit"}
+    first_edition = {k: v for k, v in whole["config"].items() if k != "init_std"}
     for name, content in (("list", [1]), ("part", {"model": {}}),
                           ("shape", whole | {"gpt": whole["gpt"] | {"n_embd": 32}}),
                           ("first", whole | {"config": first_edition})):
