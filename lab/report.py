@@ -361,7 +361,7 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     notes += attempt(f"{out}/report.txt", write_text, report)
     notes += attempt(f"{out}/outputs.txt", write_text, samples(texts, records[:20]) + "\n")
     notes += attempt(f"{out}/compare.png", plot, [panel]) if curves else []
-    best = max(rows, key=lambda row: row["val_reward"])
+    best = max(rows, key=lambda row: (round(row["val_reward"], 3), -row["fp"]))
     run, = folders_of(out, [best], seeds)[best["name"]]
     return "\n\n".join([*parts, example, *notes, advice(groups) + "\n" + closing(out, run)])
 
