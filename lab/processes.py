@@ -23,6 +23,7 @@ def begin(device: str) -> None:
 
 def end() -> None:
     if dist.is_initialized():
+        exchange(dist.barrier, None)  # the others wait for process 0, which writes the report
         dist.destroy_process_group()
 
 
