@@ -36,11 +36,20 @@ def batch_indices(n: int, size: int, seed: int, number: int) -> list[int]:
     return [permutation(n, seed, place // n)[place % n] for place in places]
 
 
-def best_first(texts: list[str], references: list[list[str]], source: str, reward) -> list[str]:
-    """A source's texts by falling reward, equal ones in their order; references[c] for text c."""
-    scores = reward(texts, references, [source] * len(texts))
-    order = sorted(range(len(texts)), key=lambda c: -scores[c])
-    return [texts[c] for c in order]
+def best_first(texts, references, sources, reward) -> list[list[str]]:
+    """Every source's texts by falling reward, equal ones in their order.
+
+    texts[b][c] is scored against the list references[b][c]; all are scored in one call."""
+    flat = [text for of_source in texts for text in of_source]
+    refs = [lists for of_source in references for lists in of_source]
+    srcs = [source for source, of_source in zip(sources, texts) for _ in of_source]
+    scores = iter(reward(flat, refs, srcs) if flat else ())
+    ranked = []
+    for of_source in texts:
+        score = [next(scores) for _ in of_source]
+        order = sorted(range(len(of_source)), key=lambda c: -score[c])
+        ranked.append([of_source[c] for c in order])
+    return ranked
 
 
 class Batches:
@@ -52,7 +61,7 @@ class Batches:
         self.order = list(range(len(records)))
         if cfg.p_m + cfg.credit == 0:  # imitation alone
             self.order = [i for i, r in enumerate(records) for _ in r.target]
-        self.best = {}     # record -> its static texts, best first
+        self.ranked = {}   # record -> its static texts, best first
         self.current = {}  # i -> the batch that serves since the last refresh
 
     def number(self, step: int, i: int) -> int:
@@ -94,21 +103,23 @@ class Batches:
     def pick(self, chosen: list[int], u: list[float]) -> list[list[str]]:
         """C stored texts a source: the first, the best or worst, or from a random one on."""
         kind, C = self.cfg.stored, self.cfg.num_static
+        if kind in ("best", "worst"):
+            self.rank(chosen)
         picked = []
         for i, uniform in zip(chosen, u):
-            texts = self.ranked(i) if kind in ("best", "worst") else self.records[i].static
+            texts = self.ranked.get(i, self.records[i].static)
             texts = texts[::-1] if kind == "worst" else texts
             start = int(uniform * len(texts)) if kind == "random" else 0
             picked.append([texts[(start + c) % len(texts)] for c in range(C)])
         return picked
 
-    def ranked(self, i: int) -> list[str]:
-        """A record's stored texts, best first: each is scored once, against the other texts."""
-        if i not in self.best:
-            r = self.records[i]
-            references = [r.others(text) for text in r.static]
-            self.best[i] = best_first(r.static, references, r.source, self.reward)
-        return self.best[i]
+    def rank(self, chosen: list[int]) -> None:
+        """Score the stored texts of records that nobody has ranked yet, all in one call."""
+        new = [i for i in dict.fromkeys(chosen) if i not in self.ranked]
+        records = [self.records[i] for i in new]
+        references = [[r.others(text) for text in r.static] for r in records]
+        texts, sources = [r.static for r in records], [r.source for r in records]
+        self.ranked |= zip(new, best_first(texts, references, sources, self.reward))
 
     def widened(self, batch: data.Batch) -> data.Batch:
         def widen(ids):

@@ -286,17 +286,19 @@ def candidates_mode(cfg, policy, dataset, reward) -> None:
         total, progress = len(dataset[split]), Progress("sample")
         for at in slices(total, max(1, 512 // cfg.K)):
             part = dataset[split][at]
-            src, pad = encode(policy, [r.source for r in part])
+            sources = [r.source for r in part]
+            src, pad = encode(policy, sources)
             u = sorl.uniforms((len(part), cfg.K, policy.T), cfg.seed, split, at.start,
                               "candidates")
             with autocast(policy.device):
                 tokens = generate(policy.model.eval(), src, pad, policy.T, u.to(policy.device),
                                   temperature=cfg.temperature, top_k=cfg.top_k)
             fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
-            for r, rows in zip(part, tokens):
-                texts = [text for text in policy.texts(rows) if text.strip()] or r.static
-                references = [r.references] * len(texts)
-                records.append(replace(r, static=best_first(texts, references, r.source, reward)))
+            texts = [[text for text in policy.texts(rows) if text.strip()] or r.static
+                     for r, rows in zip(part, tokens)]
+            references = [[r.references] * len(of_r) for r, of_r in zip(part, texts)]
+            ranked = best_first(texts, references, sources, reward)
+            records += [replace(r, static=of_r) for r, of_r in zip(part, ranked)]
             progress.show(len(records), total, f"FP {fp:>8,}", len(records) == total)
     for split, records in made.items():  # at the end: who stops before leaves no file
         data.save_records(records, f"{cfg.out}/{split}.jsonl")
