@@ -277,7 +277,7 @@ def compare(given: dict) -> None:
     """Settings, or values of a flag, from the same base for each seed: a table and a figure."""
     runs = plan(given)
     cfg = runs[0][1]
-    work, varied = Work(cfg), "".join(cfg.vary[:1]).lstrip("-")
+    work, varied = Work(cfg), "".join(cfg.vary[:1])
     configs = {folder: config for _, config, folder, _ in runs}
     bases = {folder: base_config(config) for _, config, _, folder in runs}
     for config in bases.values():  # all mistakes before any work

@@ -164,8 +164,8 @@ def flags_of(name: str) -> dict[str, dict]:
         return {}
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: expected JSON in UTF-8 ({e})") from None
-    for name, module in (("e2e", e2e), ("forecast", forecast)):
-        if flags == {"preset": name}:
+    for preset, module in (("e2e", e2e), ("forecast", forecast)):
+        if flags == {"preset": preset}:
             return module.FLAGS
     if not isinstance(flags, dict):
         flags = {"": flags}

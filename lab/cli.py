@@ -56,16 +56,18 @@ def value_of(f, word: str, where: str = ""):
     return value
 
 
-def parse_args(argv: list[str], config) -> dict:
-    """The flags that were given, by name. Raises InputError for flags or values that are none."""
-    def refuse(message: str):
+class Parser(argparse.ArgumentParser):
+    """A parser whose user's mistakes are InputErrors, one line each."""
+
+    def error(self, message):
         raise InputError(message)
 
+
+def parse_args(argv: list[str], config) -> dict:
+    """The flags that were given, by name. Raises InputError for flags or values that are none."""
     known = flags_of(config)
-    parser = argparse.ArgumentParser(
-        prog="train.py", description="Train, evaluate and compare.", allow_abbrev=False,
-        argument_default=argparse.SUPPRESS)
-    parser.error = refuse
+    parser = Parser(prog="train.py", description="Train, evaluate and compare.", allow_abbrev=False,
+                    argument_default=argparse.SUPPRESS)
     for name, f in known.items():
         text = f"{f.metadata['help']} (default: {f.default})".replace("%", "%%")
         choices = ",".join(f.metadata["choices"])

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import data
 from data import InputError, forecast
-from lab.cli import flags_of, run_command
+from lab.cli import Parser, flags_of, run_command
 from lab.policy import read_json, write_json
 from lab.report import LEVEL, cost_table, first_reach, read_curve
 from lab.settings import BASE, NOT_TUNING, Config
@@ -351,11 +351,6 @@ def leaderboard(paths: list[str], secret: int) -> None:
         at = first_reach(curves[name], LEVEL)
         return at["fp"] if at else math.inf
     print(cost_table({name: curves[name] for name in sorted(curves, key=passes)}))
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(message)
 
 
 def command(argv: list[str]) -> None:

@@ -12,7 +12,7 @@ import data
 import sorl
 from data import InputError
 from data.rewards import rouge
-from lab.cli import run_command
+from lab.cli import Parser, run_command
 from lab.policy import load, load_policy
 from lab.report import attempt, pyplot, save_figure
 
@@ -167,16 +167,11 @@ def plot_settings(path: str, source: str, rows: list, tok) -> None:
 
 
 def command(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="lab.lesson", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="lab.lesson", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("example", "picture"))
     parser.add_argument("--init", default="out/base/best.pt", help="picture: a checkpoint")
     parser.add_argument("--out", default="settings.png", help="picture: the file to write")
-
-    def refuse(message: str):
-        raise InputError(message)
-
-    parser.error = refuse
     args = parser.parse_args(argv)
     if args.what == "example":
         return print(example())

@@ -13,7 +13,6 @@ A comparison becomes a panel: validation reward against FPs. Sweeps, or whatever
 FPs are forward propagations, rows through the model, that sample or score. ± is the standard
 deviation over seeds; s.e. is the standard error of a mean of differences paired by seed.
 """
-import argparse
 import glob
 import itertools
 import json
@@ -28,6 +27,7 @@ import numpy as np
 
 import data
 from data import InputError
+from lab.cli import Parser, run_command
 from lab.policy import read_json, write_json, write_whole
 
 ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "seed", "val_reward",
@@ -633,15 +633,10 @@ def panels_of(folders: list[str], as_spectrum: bool, notes: list) -> list[Panel]
 
 
 def command(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="lab.report", allow_abbrev=False)
+    parser = Parser(prog="lab.report", allow_abbrev=False)
     parser.add_argument("out", nargs="+", help="folders of comparisons or sweeps")
     parser.add_argument("--figure", required=True, help="the file to write, such as spectrum.png")
     parser.add_argument("--spectrum", action="store_true", help="test reward of all rows")
-
-    def refuse(message: str):
-        raise InputError(message)
-
-    parser.error = refuse  # one line instead of two
     args, notes = parser.parse_args(argv), []
     if failed := attempt(args.figure, plot, panels_of(args.out, args.spectrum, notes)):
         raise InputError(failed[0])
@@ -649,7 +644,6 @@ def command(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    from lab.cli import run_command  # which imports this file
     run_command("lab.report", lambda: command(argv))
 
 

@@ -214,7 +214,7 @@ def variants(words: tuple) -> tuple[str, dict[str, dict]]:
     if not words:
         return "", {"": {}}
     name, *values = words
-    f = flags_of(Config).get(name.lstrip("-"))
+    f = flags_of(Config).get(name)
     if f is None or f.name in NOT_TUNING or not values:
         raise InputError(f"--vary {' '.join(words)}: expected a flag of the method, the "
                          f"optimization, the base or the network, and its values")

@@ -392,6 +392,18 @@ def test_a_run_keeps_out_of_a_comparison(folder, tmp_path, capsys):
     assert files(tmp_path) == before
 
 
+def test_a_run_of_a_comparison_is_held_too(folder, tmp_path, capsys):
+    """Who is at work in one of its folders keeps the whole comparison out."""
+    fcntl = pytest.importorskip("fcntl")
+    words = [*TINY, "--data", folder, "--settings", "masked", "--steps", "1"]
+    words += ["--out", str(tmp_path)]
+    train.main(words)
+    with open(tmp_path / "masked/.lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "masked: another process is at work there" in refused(capsys, *words)
+    train.main(words)
+
+
 def test_two_commands_at_once_are_refused(folder, base, tmp_path, capsys):
     """While another process holds the folder; once it has gone, the command runs."""
     fcntl = pytest.importorskip("fcntl")
