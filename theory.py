@@ -62,7 +62,7 @@ import torch
 
 import sorl
 from data.rewards import rouge
-from lab.report import pyplot, save_figure, style, tidy
+from lab.plots import pyplot, save_figure, style, tidy
 
 # --------------------------------------------------------------------------------------------------
 # The table

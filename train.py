@@ -27,7 +27,8 @@ from data import InputError
 from lab import evaluate, processes, report
 from lab.batches import Batches
 from lab.cli import parse_args, run_command
-from lab.policy import Policy, autocast, load_policy, machine_of, read_json, score, write_json
+from lab.files import read_json, write_json
+from lab.policy import Policy, autocast, load_policy, machine_of, score
 from lab.run import Progress, Run, Stop, claimed, show
 from lab.settings import (BASE, SETTINGS, USED, USUAL, Config, make_config, unused_flags,
                           variants)

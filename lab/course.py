@@ -32,7 +32,7 @@ from pathlib import Path
 import data
 from data import InputError, forecast
 from lab.cli import Parser, flags_of, run_command
-from lab.policy import read_json, write_json
+from lab.files import read_json, write_json
 from lab.report import LEVEL, cost_table, first_reach, read_curve
 from lab.settings import BASE, NOT_TUNING, Config
 

@@ -15,8 +15,9 @@ from data.e2e import has_slots, slot_errors
 from data.rewards import bleu, load_reward, rouge
 from lab import report
 from lab.batches import best_first
+from lab.files import write_json
 from lab.policy import (Policy, autocast, load, load_policy, pick_device, policy_state, save,
-                        score, write_json)
+                        score)
 from lab.run import Progress, Run
 from lab.work import Work, check_lengths
 from model import generate, log_probs

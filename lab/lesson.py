@@ -14,7 +14,8 @@ from data import InputError
 from data.rewards import rouge
 from lab.cli import Parser, run_command
 from lab.policy import load, load_policy
-from lab.report import attempt, pyplot, save_figure
+from lab.plots import pyplot, save_figure
+from lab.report import attempt
 
 WORDS = "some wind rain fog in town later today on PAD SEP end [MASK]".split()  # the example's ids
 

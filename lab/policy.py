@@ -1,8 +1,6 @@
 """The policy: a model with what is needed to feed it, its checkpoint, and its texts' rewards."""
 import hashlib
-import json
-import os
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,6 +8,7 @@ import torch
 import data
 from data import InputError
 from data.tokenizer import Tokenizer
+from lab.files import write_whole
 from model import GPT, GPTConfig, gpt2_config, load_gpt2
 
 
@@ -106,38 +105,6 @@ def score(reward, policy: Policy, tokens, batch: data.Batch) -> torch.Tensor:
 
 # --------------------------------------------------------------------------------------------------
 # Files
-
-
-def write_whole(path: str, write) -> None:
-    """All of a file, by write(binary file), or none of it: whoever is killed here leaves the old
-    one. Raises InputError where it cannot be written."""
-    try:
-        with open(path + ".tmp", "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + ".tmp", path)
-    except (OSError, RuntimeError) as e:
-        reason = e if isinstance(e, OSError) else e.__context__  # torch.save hides a full disk
-        with suppress(OSError):
-            os.remove(path + ".tmp")
-        raise InputError(f"{path}: cannot be written ({reason}); what was there before is "
-                         f"kept") from None
-
-
-def write_json(value, path: str) -> None:
-    write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
-
-
-def read_json(path: str):
-    """What the file holds, None without the file. Raises InputError for what is not JSON."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: expected JSON written by train.py ({e!s:.80})") from None
 
 
 def save(state: dict, path: str) -> None:

@@ -28,12 +28,12 @@ import numpy as np
 import data
 from data import InputError
 from lab.cli import Parser, run_command
-from lab.policy import read_json, write_json, write_whole
+from lab.files import COSTS, read_json, write_json, write_text
+from lab.plots import pyplot, save_figure, style, tidy
 
 ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "seed", "val_reward",
        "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
        "distinct2", "fp", "fp_grad", "fp_mle", "tokens", "seconds", "steps")
-COSTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
 SPREAD = ("val_reward", "test_reward", "sampled_reward", "facts", "slot_error", "bleu", "rougeL")
 STRONG = ("online", "masked", "refresh")  # what a figure is about; the others are drawn thinner
 WIDTH = 100                               # columns of what is printed
@@ -71,31 +71,8 @@ MORE_COLUMNS = {
 }
 DROP_FIRST = ("K", "p_m", "refresh", "steps")  # columns that a table too wide does without
 
-STYLE = {  # a setting's look in every figure; dash and marker differ, for print in grey
-    "base": dict(color="#7f7f7f", linestyle=":", marker="x"),
-    "mle": dict(color="#b3a369", linestyle=(0, (1, 1)), marker="+"),
-    "offline": dict(color="#e69f00", linestyle=(0, (4, 1.5)), marker="s"),
-    "online": dict(color="#000000", linestyle="-", marker="o"),
-    "full": dict(color="#56b4e9", linestyle=(0, (5, 1, 1, 1, 1, 1)), marker="P"),
-    "masked": dict(color="#00609c", linestyle="--", marker="^"),
-    "static": dict(color="#cc79a7", linestyle="-.", marker="v"),
-    "refresh": dict(color="#e0600a", linestyle=(0, (8, 1)), marker="D"),
-    "credit": dict(color="#8c3a00", linestyle=(0, (6, 2)), marker="h"),
-    "reuse": dict(color="#009e73", linestyle=(0, (3, 1, 1, 1)), marker="p"),
-}
-
-
-def style(name: str) -> dict:
-    """Keyword arguments of matplotlib's plot for a setting; a plain look for one not in STYLE."""
-    return dict(STYLE.get(name, dict(color="#555555", linestyle="-", marker="d")))
-
-
 # -------------------------------------------------------------------------------------------------
 # Files
-
-def write_text(path: str, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
-
 
 def attempt(path: str, write, *args) -> list[str]:
     """write(path, *args) -> []; or one line on why not: no file costs what was written before."""
@@ -454,34 +431,6 @@ def vary_report(out: str, flag: str, rows: list[dict]) -> str:
 
 # -------------------------------------------------------------------------------------------------
 # Figures
-
-def pyplot():
-    """matplotlib.pyplot, set to draw into files and to look the same everywhere, whatever backend
-    a notebook has set and whatever a matplotlibrc asks for (LaTeX, which may not be installed)."""
-    os.environ["MPLBACKEND"] = "Agg"  # a name that matplotlib does not know stops its import
-    import matplotlib
-    import matplotlib.pyplot as plt
-    matplotlib.rcdefaults()
-    matplotlib.use("Agg")
-    return plt
-
-
-def tidy(axis, xlabel: str, ylabel: str = "") -> None:
-    """Name the axes; take away what does not inform."""
-    axis.set_xlabel(xlabel)
-    axis.set_ylabel(ylabel)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def save_figure(fig, path: str) -> None:
-    """Lay out, write and close a figure."""
-    try:
-        fig.tight_layout()
-        fig.savefig(path, dpi=180)
-    finally:
-        pyplot().close(fig)
-
 
 @dataclass
 class Panel:

@@ -20,8 +20,8 @@ import torch
 
 from data import InputError
 from lab import processes
-from lab.policy import Policy, load, policy_state, read_json, save, write_json
-from lab.report import COSTS
+from lab.files import COSTS, read_json, write_json
+from lab.policy import Policy, load, policy_state, save
 from model import GPT
 
 try:

@@ -14,7 +14,7 @@ import test_exercises
 import torch
 from data import forecast
 from lab import course, report
-from lab.policy import write_json
+from lab.files import write_json
 
 ROOT = course.ROOT
 OURS = (ROOT / "sorl.py").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 import train
 import torch
 
-from lab import policy, processes, report
+from lab import files, policy, processes, report
 from runs import (ROOT, Child, base, built, command, flags_of, folder,  # noqa: F401
                   metrics, refused, run, same, state, weights)
 
@@ -93,7 +93,7 @@ def test_two_processes_are_one_run(folder, base, tmp_path):
 
     def work(rank):
         if rank > 0:
-            policy.write_whole = report.write_text = None  # no such thing
+            files.write_whole = policy.write_whole = report.write_text = None  # no such thing
         run(folder, base, tmp_path / "two", *words)
     (code, out, err), other = group(work, tmp_path)
     assert (code, err) == (0, "") and out.count("setting  p_m") == 1

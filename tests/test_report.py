@@ -9,7 +9,7 @@ import pytest
 from matplotlib.text import Text
 
 import data
-from lab import report
+from lab import plots, report
 
 NAMES = ("base", "mle", "offline", "online", "full", "masked", "static", "refresh", "credit")
 RECORDS = [data.Record("Oslo | 3", ["Oslo has 3 degrees."], names={"Oslo": "Øslo"}),
@@ -249,7 +249,7 @@ def test_vary_report(tmp_path):
 def test_names_of_curves_do_not_overlap(seed):
     """Nine curves that end close together; the names stay apart, in the axes, and complete."""
     rng = np.random.default_rng(seed)
-    fig, axis = report.pyplot().subplots(figsize=(4.5, 3.9))
+    fig, axis = plots.pyplot().subplots(figsize=(4.5, 3.9))
     lines = {name: (name, np.stack([np.geomspace(10, 1000 * rng.uniform(1, 4), 6),
                                     np.append(rng.uniform(.2, .9, 5), rng.uniform(.97, 1))], 1), ())
              for name in NAMES if name != "base"}
@@ -261,7 +261,7 @@ def test_names_of_curves_do_not_overlap(seed):
     written, frame = axis.texts[others:], axis.get_window_extent()
     fig.canvas.draw()
     found = [Text.get_window_extent(text) for text in written]  # without its thin line
-    report.pyplot().close(fig)
+    plots.pyplot().close(fig)
     assert sorted(text.get_text() for text in written) == sorted(lines)
     for i, box in enumerate(found):
         assert not any(box.overlaps(other) for other in found[:i])
@@ -270,13 +270,13 @@ def test_names_of_curves_do_not_overlap(seed):
 
 def test_looks_differ_in_grey():
     """Dash and marker tell any two settings apart; the strong three differ in lightness too."""
-    looks = [(str(look["linestyle"]), look["marker"]) for look in report.STYLE.values()]
+    looks = [(str(look["linestyle"]), look["marker"]) for look in plots.STYLE.values()]
     assert len({dash for dash, _ in looks}) >= len(looks) - 1
     assert len({marker for _, marker in looks}) == len(looks)
-    light = sorted(np.dot([int(report.STYLE[name]["color"][i:i + 2], 16) for i in (1, 3, 5)],
+    light = sorted(np.dot([int(plots.STYLE[name]["color"][i:i + 2], 16) for i in (1, 3, 5)],
                           (.299, .587, .114)) for name in report.STRONG)
     assert min(np.diff(light)) > 40
-    assert set(report.style("a new setting")) == set(report.STYLE["base"])
+    assert set(plots.style("a new setting")) == set(plots.STYLE["base"])
 
 
 def run(*args, **env):
