@@ -5,27 +5,28 @@ whether the model draws the token (an action) or the static text provides it. In
 [MASK] is fed where the model draws. Nothing that is drawn is fed back, so one forward propagation
 (FP) gives the logits of all positions, and K samples can be drawn from them.
 
-    B  sources                  M_t  the mask: does the model act at position t?
-    C  static texts a source    p_m  its rate
-    K  samples a static text    R_k  reward of sample k, in [0, 1]
-    N  rows: B·C static texts   A_k  its advantage: the reward less a baseline
-    S  columns of a source      FP   one row through the model, once
-    T  columns of a text        π    the policy: the model that is trained
-    V  ids of the vocabulary    o_t  what the model has been fed before column t
+    B  sources                    M_t  the mask: does the model act at position t?
+    C  static texts per source    p_m  the share of positions at which it does
+    K  samples per static text    R_k  reward of sample k, in [0, 1]
+    N  static texts: N = B·C      A_k  its advantage: the reward minus a baseline
+    S  columns of a source        FP   one row through the model, once
+    T  columns of a text          π    the policy: the model that is trained
+    V  ids of the vocabulary      o_t  what the model has been fed before column t
 
-One update calls, in this order: uniforms, sample_mask, feed, target_logits, act, advantage,
-policy_loss; and beside it mle_loss. Tensors and plain values in, tensors out: no file, no config
-object, no device name. Inputs are never changed.
+One update calls, in this order: uniforms, sample_mask or sample_tail, feed, target_logits, act,
+advantage, policy_loss; and beside them mle_loss. Tensors and plain values in, tensors out: no file,
+no config object, no device name. Inputs are never changed.
 
 Departures from the published algorithm: log-probabilities are those of the distribution that was
 sampled (special tokens leave the action space *before* the softmax). Rewards enter as
-A_k = R_k - mean R instead of the sum of R_k - R_j over all j, which is K times as much. Static
-texts may be sampled anew from the policy (refresh), and may be ranked against each other (credit).
+A_k = R_k - mean R instead of the sum of R_k - R_j over all j, which is K times as much. Beyond the
+paper: static texts that the policy writes itself (refresh), the ranking of stored texts (credit),
+masks that cut a text's tail off, and samples that serve several updates (reuse).
 """
 import hashlib
 from dataclasses import dataclass, replace
 
-from model import GPT, PAD, draw, finish, generate, log_probs  # first: it prepares torch's threads
+from model import GPT, MASK, PAD, draw, finish, generate, log_probs  # before torch: see there
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def uniforms(shape: tuple[int, ...], *key) -> torch.Tensor:
     """Uniforms in [0, 1) that are a function of the key alone, e.g. (seed, number, "mask").
 
     The key is hashed into the seed of a fresh generator; float32, on the CPU. So evaluation cannot
-    disturb training, and a run that goes on after a stop needs no saved generator."""
+    disturb training, and a run that continues after a stop needs no saved generator."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(shape, generator=generator)
@@ -49,54 +50,78 @@ def uniforms(shape: tuple[int, ...], *key) -> torch.Tensor:
 
 
 def sample_mask(u, lengths, p_m: float):
-    """M_t for texts of the given lengths: uniforms u (N,T), lengths (N,) with EOS -> bool (N,T).
+    """Coins: M_t for texts of the given lengths. Uniforms u (N,T), lengths (N,) with EOS -> (N,T).
 
-    Every position by its own coin; never the end token, never padding. Raises ValueError for p_m
-    outside [0, 1]."""
-    if not 0 <= p_m <= 1:
-        raise ValueError(f"p_m is a probability, in 0..1; got {p_m}")
+    Each position has its own coin; the end token and padding are never masked. Raises ValueError
+    for p_m outside [0, 1]."""
+    check_rate(p_m)
     before_end = torch.arange(u.size(1), device=u.device) < lengths[:, None] - 1
     return (u < p_m) & before_end
+
+
+def sample_tail(u, lengths, T: int, p_m: float):
+    """A tail: the text is kept up to a cut c, and the model writes the rest and decides where it
+    ends. Uniforms u (N,), lengths (N,) with EOS -> M_t (N,T), 1 from column c to the last one.
+
+    c = min(L - 1, ⌊L·u^q⌋) for a text of length L, with q = p_m / (1 - p_m), so that the expected
+    share that the model writes is p_m, to within 1/L. At p_m = 1/2 the cut is uniform; below that,
+    nearly all cuts fall near the end, and only the last tokens learn (theory.py, P16). p_m = 1 is
+    online; at p_m = 0 nothing is drawn. Raises ValueError for p_m outside [0, 1]."""
+    check_rate(p_m)
+    q = p_m / (1 - p_m) if p_m < 1 else torch.inf
+    cut = (lengths * u ** q).long().clamp(max=lengths - 1)
+    return (torch.arange(T, device=u.device) >= cut[:, None]) & (p_m > 0)
+
+
+def check_rate(p_m: float) -> None:
+    if not 0 <= p_m <= 1:  # NaN, too
+        raise ValueError(f"p_m is a probability, in 0..1; got {p_m}")
 
 
 # --------------------------------------------------------------------------------------------------
 # Feed: what the model sees
 
 
-def observe(static, mask, observation: str, mask_id: int):
+def observe(static, mask, observation: str, vocab_size: int, noise=None):
     """What is fed in place of the static text: static (N,T), mask (N,T) -> ids (N,T).
 
     `masked` puts [MASK] where M_t = 1; `static` leaves the old token there. Neither tells the model
     what stands in column t when it draws column t, since a causal model sees only the columns
-    before. They differ in what the columns *behind* t see: that something was drawn, or a token
-    which is no longer in the text. `static` may return the text itself, which nobody changes.
+    before. They differ in what the columns *after* t see: that something was drawn, or a token
+    which is no longer in the text. `static` may return the text itself, which is never changed.
+    noise: uniforms (N,T) for an observation of your own that needs chance; these two need none.
     Raises ValueError for another observation."""
     if observation == "masked":
-        return static.masked_fill(mask, mask_id)
+        return static.masked_fill(mask, vocab_size + MASK)
     if observation == "static":
         return static
     raise ValueError(f"expected masked or static; got observation {observation!r}")
 
 
-def feed(model: GPT, src, pad, static, mask, u, observation: str, mask_id: int,
-         temperature: float = 1.0, top_k: int = 0):
-    """What the model is fed -> ids (rows,T), and the Rollout that had to be decoded first, or None.
+def feed(model: GPT, src, pad, static, mask, u, observation: str, temperature: float = 1.0,
+         top_k: int = 0, noise=None):
+    """What the model is fed -> ids (R,T), and the Rollout that had to be decoded first, or None.
 
-    src (N,S), pad (N,), static (N,T), mask (N,T), uniforms u (N,K,T). `masked` and `static` give N
-    rows, and decode nothing. `full` (and online, where every M_t is 1) lets the model see its own
-    tokens: K texts are decoded without gradient, and are the N·K rows that are fed. Everything
-    but `full` is left to `observe`."""
+    src (B,S), pad (B,), static (N,T), mask (N,T), uniforms u (N,K,T). `full` (online, tails) lets
+    the model see its own tokens: K texts are decoded without gradient, and are the R = N·K rows
+    that are fed. Any other observation is made by `observe`, with R = N rows, and decodes nothing.
+    """
     if observation != "full":
-        return observe(static, mask, observation, mask_id), None
+        return observe(static, mask, observation, model.config.vocab_size, noise), None
+    texts = len(static) // len(src)  # per source
+    src, pad = src.repeat_interleave(texts, 0), pad.repeat_interleave(texts, 0)
     decoded = decode(model, src, pad, static, mask, u, temperature, top_k)
     return decoded.tokens.flatten(0, 1), decoded
 
 
 def target_logits(model: GPT, src, pad, text):
-    """One forward propagation a row: the logits (N,T,V) that predict every column of a text.
+    """One forward propagation per row: the logits (R,T,V) that predict every column of a text.
 
-    src (N,S), pad (N,), text (N,T) as fed. The model is causal: the logits of column t come from
-    the columns before t, so the last column of `text` is predicted, and never fed."""
+    src (B,S), pad (B,), text (R,T) as fed, R / B texts for each source. The model is causal: the
+    logits of column t come from the columns before t, so the last column of `text` is predicted,
+    and never fed."""
+    texts = len(text) // len(src)
+    src, pad = src.repeat_interleave(texts, 0), pad.repeat_interleave(texts, 0)
     return model(torch.cat([src, text[:, :-1]], 1), pad, start=src.size(1) - 1)
 
 
@@ -107,10 +132,10 @@ def target_logits(model: GPT, src, pad, text):
 @dataclass
 class Rollout:
     """K texts for each of N static texts; every setting fills the same record."""
-    tokens: torch.Tensor  # (N,K,T) whole texts, EOS included, PAD behind it
+    tokens: torch.Tensor  # (N,K,T) whole texts, EOS included, PAD after it
     logp: torch.Tensor    # (N,K,T) log π(ŷ_t | o_t), 0 where not acted; `act` gives it a gradient
     acted: torch.Tensor   # (N,K,T) bool, M_t
-    fp: int | torch.Tensor = 0  # FPs that sampled or scored; a tensor, so that nobody waits for it
+    fp: int | torch.Tensor = 0  # FPs that sampled or scored; a tensor avoids a GPU sync
     fp_grad: int = 0            # further ones, needed for the gradient alone
 
 
@@ -118,8 +143,8 @@ def act(logits, static, mask, u, decoded: Rollout | None = None,
         temperature: float = 1.0, top_k: int = 0) -> Rollout:
     """The K samples of every static text, with the log-probabilities that carry the gradient.
 
-    logits of what `feed` gave: (N,T,V), or (N·K,T,V) where it decoded; static and mask (N,T),
-    uniforms u (N,K,T). Where it decoded, the end token is an action: `end` stays True."""
+    logits of what `feed` gave: (N,T,V), or (N·K,T,V) if it decoded; static and mask (N,T),
+    uniforms u (N,K,T). If it decoded, the end token is an action: `end` stays True."""
     if decoded is None:
         return rollout_one_pass(logits, static, mask, u, temperature, top_k)
     given = rollout_given(logits, decoded.tokens, decoded.acted, temperature, top_k)
@@ -127,9 +152,9 @@ def act(logits, static, mask, u, decoded: Rollout | None = None,
 
 
 def rollout_one_pass(logits, static, mask, u, temperature: float = 1.0, top_k: int = 0) -> Rollout:
-    """K samples of all masked positions from one set of logits: 1 FP a static text.
+    """K samples of all masked positions from one set of logits: 1 FP per static text.
 
-    logits (N,T,V), static (N,T) with PAD behind EOS, mask (N,T), uniforms u (N,K,T). The action
+    logits (N,T,V), static (N,T) with PAD after EOS, mask (N,T), uniforms u (N,K,T). The action
     space has no special tokens, so a sample has the length of its static text. `fp` is N, even
     for a text in which nothing is masked."""
     N, K, T = u.shape
@@ -148,7 +173,7 @@ def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 
                   end: bool = True) -> Rollout:
     """Texts that exist already: tokens (N,K,T), acted (N,K,T), logits (N·K,T,V) -> Rollout.
 
-    For the credit of static texts (offline learning is that alone), and for the second pass of
+    For the ranking of stored texts (offline learning is that alone), and for the second pass of
     the settings that decode. `end` says whether the end token is an action."""
     N, K, T = tokens.shape
     logp = log_probs(logits, temperature, top_k, end).view(N, K, T, -1)
@@ -158,10 +183,10 @@ def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 
 
 def decode(model: GPT, src, pad, static, mask, u, temperature: float = 1.0, top_k: int = 0,
            end: bool = True, use_cache: bool = True) -> Rollout:
-    """Column by column, the model seeing its own tokens: an FP for every token that it acts on.
+    """Column by column, the model seeing its own tokens: one FP for every token that it draws.
 
     src (N,S), pad (N,), static (N,T), mask (N,T) shared by the K samples, u (N,K,T). Online is
-    mask = 1 everywhere, the columns behind the static text included: the model decides itself
+    mask = 1 everywhere, the columns after the static text included: the model decides itself
     when to stop. `end=False` takes EOS out of the action space (fixed lengths). A step with a
     key/value cache counts as one FP, too. No gradient, logp is 0: `act` computes it again."""
     tokens = generate(model, src, pad, u.size(2), u, static=static, mask=mask,
@@ -181,21 +206,33 @@ def text_mask(tokens, vocab_size: int):
 # Advantage and loss: once, for every setting
 
 
-def advantage(rewards, baseline: str = "mean", scale: bool = False):
+def advantage(rewards, baseline: str = "mean", scale: str = "none"):
     """A_k = R_k - baseline: rewards (N,K) -> (N,K). Above 0, a sample's tokens become likelier.
 
-    `mean` of the K samples, the sample itself included: (1 - 1/K) times the unbiased estimate.
-    `loo`, leave-one-out, the mean of the others: unbiased (for K = 1 it is 0: plain REINFORCE).
-    `scale` divides by the population standard deviation of the row, as GRPO does, which is biased;
-    with `loo`, too, it is that of all K rewards. Rows whose deviation is below 1e-4, and K = 1,
-    are not divided. Where all rewards of a row are equal there is nothing to learn, and A is
-    exactly 0 (but for `loo` with K = 1). Any other baseline need not be caught."""
+    baseline  mean    of the K samples, the sample itself included: (1 - 1/K) times the unbiased
+                      estimate
+              loo     leave-one-out, the mean of the others: unbiased (at K = 1 it is 0: plain
+                      REINFORCE)
+    scale     none
+              source  divide by the population standard deviation of the row's K rewards, as GRPO
+                      does; biased, and it blows the small differences of one exchanged token up
+                      to the size of all others
+              batch   divide by one such deviation, of all N·K centred rewards
+
+    Deviations below 1e-4, and rows of K = 1, are not divided. If all rewards of a row are equal,
+    there is nothing to learn, and A is exactly 0 (except for `loo` with K = 1). Raises ValueError
+    for another baseline or scale."""
+    if baseline not in ("mean", "loo") or scale not in ("none", "source", "batch"):
+        raise ValueError(f"expected baseline mean or loo, scale none, source or batch; "
+                         f"got {baseline!r}, {scale!r}")
     K = rewards.size(1)
     A = centred = rewards - rewards.mean(1, keepdim=True)
     if baseline == "loo":
         A = centred * (K / (K - 1)) if K > 1 else rewards
-    if scale:
-        deviation = centred.square().mean(1, keepdim=True).sqrt()
+    if scale != "none":
+        squares = centred.square()
+        variance = squares.mean(1, keepdim=True) if scale == "source" else squares.mean()
+        deviation = variance.sqrt()
         A = torch.where(deviation > 1e-4, A / deviation, A)
     if baseline == "loo" and K == 1:
         return A
@@ -204,15 +241,25 @@ def advantage(rewards, baseline: str = "mean", scale: bool = False):
     return A.masked_fill(equal, 0)
 
 
-def policy_loss(rollout: Rollout, A, length_norm: bool = False):
+CLIP = 0.2  # ε: how far from 1 a token's ratio may go before its push ends
+
+
+def policy_loss(rollout: Rollout, A, before=None):
     """L_RL = - mean over texts of A_k · Σ_{M_t=1} log π(ŷ_t | o_t): A (N,K) -> scalar.
 
-    `length_norm` divides a text's sum by the number of its acted positions. A text without acted
-    positions counts as 0 in the mean and is not left out."""
-    logp = rollout.logp.sum(2)  # (N,K)
-    if length_norm:
-        logp = logp / rollout.acted.sum(2).clamp(min=1)
-    return -(A.detach() * logp).mean()
+    A text without acted positions counts as 0 in the mean and is not left out.
+
+    before (N,K,T): for samples that an earlier policy drew (`reuse`), the log-probabilities that
+    it gave them. A token's term is then PPO's min(A·ρ, A·clip(ρ, 1-ε, 1+ε)), ρ = π / π_before: it
+    stops pushing once the token has moved by ε in the direction of A. At ρ = 1 the gradient is
+    that of the plain form, so with the scale `source` and N updates per sample, online is GRPO with
+    N inner updates (Shao et al. 2024, arXiv:2402.03300)."""
+    if before is None:
+        return -(A.detach() * rollout.logp.sum(2)).mean()
+    A = A.detach()[..., None]  # (N,K,1)
+    ratio = (rollout.logp - before).exp()  # (N,K,T)
+    push = torch.minimum(A * ratio, A * ratio.clamp(1 - CLIP, 1 + CLIP))
+    return -push.masked_fill(~rollout.acted, 0).sum(2).mean()
 
 
 def mle_loss(logits, target, lengths):

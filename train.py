@@ -1,10 +1,11 @@
 """Train and compare: the loss, the update, the loop.
 
-    python train.py                    compare every setting on the embedded task, from one base
-    python train.py --mode train       one run; --mode eval, sample, candidates: see the README
-    python train.py -h                 every flag
+    python train.py                                       compare every setting, from one base
+    python train.py --settings refresh --out out/one      train one of them
+    python train.py --mode eval|sample|candidates --init out/masked/best.pt
+    python train.py -h                                    every flag
 
-Read `loss`, then `update`, then `fit`. A run that was stopped goes on where it was saved, to the
+Read `loss`, then `update`, then `fit`. A run that was stopped continues where it was saved, to the
 last bit, by the same command.
 """
 import copy
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the imports needs no traceback
@@ -24,15 +25,13 @@ import torch
 
 import data
 from data import InputError
-from lab import evaluate, processes, report
+from lab import evaluate, processes, report, sample
 from lab.batches import Batches
 from lab.cli import parse_args, run_command
 from lab.files import read_json, write_json
-from lab.policy import Policy, autocast, load_policy, machine_of, score
-from lab.run import Progress, Run, Stop, claimed, show
-from lab.settings import (BASE, SETTINGS, USED, USUAL, Config, make_config, unused_flags,
-                          variants)
-from lab.work import Work, note_ranking
+from lab.run import Diverged, Progress, Run, Stop, claim, hash_code, show
+from lab.settings import (BASE, QUICK, SETTINGS, USED, Config, make_config, unused_flags, variants)
+from lab.task import Policy, Task, autocast, load_policy, machine_of, score
 
 WARMUP, CLIP = 0.1, 1.0  # share of the updates; largest norm of the gradient
 MLE_P_M = 0.3  # the mask rate of imitated rows
@@ -41,99 +40,130 @@ MLE_P_M = 0.3  # the mask rate of imitated rows
 # One update
 
 
-def loss(run: Run, batches: Batches, reward, i: int = 0):
+def loss(run: Run, batches: Batches, i: int = 0):
     """The loss of batch i of an update -> a scalar that carries the gradient, and what is logged.
 
-    Four parts from one forward propagation: imitation, the policy's samples, the ranking of the
-    static texts, the distance from the base; weighted by mle_weight, 1, credit and kl_weight."""
-    cfg, policy, model, tok = run.cfg, run.policy, run.policy.model, run.policy.tok
+    Imitation of the targets, with weight mle_weight, and reinforcement."""
+    cfg = run.cfg
     batch, fp = batches.get(run.step, i)
-    B, C, T = batch.static.shape
-    static, lengths = batch.static.flatten(0, 1), batch.static_len.flatten()  # (B·C,T) (B·C,)
-    how = cfg.temperature, cfg.top_k
+    value, log = torch.zeros((), device=run.policy.device), {}
+    if cfg.mle_weight > 0:
+        mle = imitate(run, batch, batches.number(run.step, i))
+        value = value + cfg.mle_weight * mle
+        log |= dict(mle=mle.detach(), fp_mle=len(batch.target))
+    if cfg.p_m + cfg.credit > 0:
+        first = run.step - run.step % cfg.reuse  # the update in which these samples were drawn
+        rl, more = reinforce(run, batch, batches.number(first, i), batches.slot(i))
+        value, log = value + rl, log | more
+    log["fp"] = fp + log.get("fp", 0)
+    return value, log
 
-    def uniforms(shape, purpose):
-        number = batches.number(run.step, i)
+
+def imitate(run: Run, batch: data.Batch, number: int):
+    """Cross-entropy of the targets, nats per token -> scalar. number: the key of the uniforms.
+
+    Half of the rows have masks, from the update masked_from on, so that [MASK] has a meaning."""
+    cfg, policy, (B, T) = run.cfg, run.policy, batch.target.shape
+
+    def uniforms(purpose, *shape):
         return sorl.uniforms(shape, cfg.seed, number, purpose).to(policy.device)
 
-    # Coins: which tokens are the model's. One that sees its own tokens may write past the end.
-    if cfg.observation == "full":
-        lengths = torch.full_like(lengths, T + 1)
-    mask = sorl.sample_mask(uniforms((B * C, T), "mask"), lengths, cfg.p_m)  # (B·C,T)
-
-    # What is fed: the texts of RL, and the targets to imitate, half of which have masks.
-    u = uniforms((B * C, cfg.K, T), "tokens")
-    fed, decoded = static[:0], None
-    if cfg.p_m + cfg.credit > 0:
-        fed, decoded = sorl.feed(model, batch.src, batch.pad, static, mask, u,
-                                 cfg.observation, tok.mask, *how)
     p_m = MLE_P_M if run.step >= cfg.masked_from else 0.0
-    mle_mask = sorl.sample_mask(uniforms((B, T), "mle"), batch.target_len, p_m)
-    mle_mask &= uniforms((B,), "mle row")[:, None] < 0.5
-    imitated = sorl.observe(batch.target, mle_mask, "masked", tok.mask)
-    imitated = imitated if cfg.mle_weight > 0 else imitated[:0]
+    mask = sorl.sample_mask(uniforms("mle", B, T), batch.target_len, p_m)
+    mask &= uniforms("mle row", B)[:, None] < 0.5
+    fed = sorl.observe(batch.target, mask, "masked", policy.tok.vocab_size)
+    logits = sorl.target_logits(policy.model, batch.src, batch.pad, fed)
+    return sorl.mle_loss(logits, batch.target, batch.target_len) / batch.target_len.sum()
 
-    # One forward propagation of all rows; for RL they are C or K texts a source.
-    texts, n = len(fed) // B, len(imitated)
-    src = torch.cat([batch.src.repeat_interleave(texts, 0), batch.src[:n]])
-    pad = torch.cat([batch.pad.repeat_interleave(texts, 0), batch.pad[:n]])
-    logits = sorl.target_logits(model, src, pad, torch.cat([fed, imitated]))
-    rl_logits, mle_logits = logits.split([len(fed), n])
-    log = dict(logits=rl_logits.detach(), mask=mask, static=static, fp_mle=n)
 
-    # The four parts.
-    mle = rl = kl = logits.new_zeros(())
-    if n:
-        mle = sorl.mle_loss(mle_logits, batch.target, batch.target_len) / batch.target_len.sum()
+def reinforce(run: Run, batch: data.Batch, number: int, slot: int):
+    """The policy gradient from B·C = N static texts, in the order of the README -> a scalar that
+    carries the gradient, and what is logged.
+
+    number: the key of the uniforms; slot: the batch's place among those of one update."""
+    cfg, policy, how = run.cfg, run.policy, (run.cfg.temperature, run.cfg.top_k)
+    static, lengths = batch.static.flatten(0, 1), batch.static_len.flatten()  # (N,T), (N,)
+    N, T = static.shape
+
+    def uniforms(purpose, *shape):
+        return sorl.uniforms(shape, cfg.seed, number, purpose).to(policy.device)
+
+    # The mask: which tokens are the model's? The K samples of a text share it.
+    if cfg.mask == "tail":
+        mask = sorl.sample_tail(uniforms("mask", N), lengths, T, cfg.p_m)
+    else:  # coins; a model that sees its own tokens may also write past the end
+        reach = torch.full_like(lengths, T + 1) if cfg.observation == "full" else lengths
+        mask = sorl.sample_mask(uniforms("mask", N, T), reach, cfg.p_m)
+
+    # What is fed. Samples that had to be decoded serve `reuse` updates, so they may be older.
+    u, old = uniforms("tokens", N, cfg.K, T), None
+    if run.step % cfg.reuse:
+        old = {name: x.to(policy.device) for name, x in run.samples[slot].items()}
+        decoded = sorl.Rollout(old["tokens"], old["logp"], old["acted"], fp_grad=N * cfg.K)
+        fed = old["tokens"].flatten(0, 1)
+    else:
+        fed, decoded = sorl.feed(policy.model, batch.src, batch.pad, static, mask, u,
+                                 cfg.observation, *how, noise=uniforms("observe", N, T))
+
+    # One forward propagation of it carries the gradient, and gives the K samples.
+    logits = sorl.target_logits(policy.model, batch.src, batch.pad, fed)
+    rollout = sorl.act(logits, static, mask, u, decoded, *how)
+    log = dict(logits=logits.detach(), mask=mask, static=static, fed=fed, fp=len(fed),
+               rows_grad=len(fed))
+    rl = logits.new_zeros(())
+
+    # Drawn tokens are pushed by their sample's advantage: is it better than the others?
     if cfg.p_m > 0:
-        rollout = sorl.act(rl_logits, static, mask, u, decoded, *how)
-        rewards = score(reward, policy, rollout.tokens, batch)  # (B·C,K)
-        A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
-        rl = sorl.policy_loss(rollout, A, cfg.length_norm)
-        log |= dict(rollout=rollout, A=A, rewards=rewards, fp_grad=rollout.fp_grad)
+        kept = (sorl.text_mask(static, policy.tok.vocab_size) & ~mask).any(1)
+        rewards = old["rewards"] if old else score(run.reward, policy, rollout.tokens, batch, kept)
+        A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)  # (N,K)
+        rl = sorl.policy_loss(rollout, A, old and old["logp"])
+        log |= dict(rollout=rollout, A=A, rewards=rewards, fp=rollout.fp, fp_grad=rollout.fp_grad)
+        if cfg.reuse > 1 and not old:
+            run.samples[slot] = dict(tokens=rollout.tokens, acted=rollout.acted,
+                                     logp=rollout.logp.detach(), rewards=rewards)
+    # Kept tokens of stored texts are pushed by the rank of their text.
     if cfg.credit > 0:
-        refreshed = batches.is_refreshed(run.step)
-        rewards, ranked = rank_static(cfg, policy, batch, rl_logits, mask, reward, refreshed)
+        rewards, ranked = rank_static(run, batch, logits, mask)
         rl = rl + cfg.credit * ranked
         log.setdefault("rewards", rewards)
+    log["rl"] = rl.detach()
     if cfg.kl_weight > 0:
-        with torch.no_grad():
-            base_logits = sorl.target_logits(run.base, src[:len(fed)], pad[:len(fed)], fed)
-        inside = sorl.text_mask(static if decoded is None else fed, tok.vocab_size)
-        kl = sorl.kl_divergence(rl_logits, base_logits, inside) * inside.sum() / len(fed)
-
-    # FPs that sample or score: refreshed texts, the rows of RL, the base's.
-    fp = fp + (rollout.fp if cfg.p_m > 0 else len(fed)) + (len(fed) if cfg.kl_weight > 0 else 0)
-    log |= dict(fp=fp, mle=mle.detach(), rl=rl.detach())
-    return cfg.mle_weight * mle + rl + cfg.kl_weight * kl, log
+        inside = sorl.text_mask(fed if decoded else static, policy.tok.vocab_size)
+        rl = rl + cfg.kl_weight * distance(run, batch, fed, logits, inside)
+        log["fp"] = log["fp"] + len(fed)
+    return rl, log
 
 
-def rank_static(cfg: Config, policy: Policy, batch: data.Batch, logits, mask, reward, refreshed):
-    """The C static texts of a source against each other: credit for the tokens that they kept.
-
-    logits (B·C,T,V), mask (B·C,T) -> rewards (B,C), loss. Top-k is not applied, since a text that
-    exists may hold any token."""
-    kept = sorl.text_mask(batch.static, policy.tok.vocab_size) & ~mask.view(batch.static.shape)
-    if refreshed:
-        kept[..., -1] = False  # an end token in the last column may be a cut
-    temperature = cfg.temperature if refreshed else 1.0
-    given = sorl.rollout_given(logits, batch.static, kept, temperature)
-    if not refreshed:
-        # The policy did not write these. GOLD's weights (Pang and He 2021), each token's own
-        # probability, keep what it would never write from dominating, and offline from falling.
-        given.logp = given.logp * given.logp.detach().exp()
-    rewards = score(reward, policy, batch.static, batch)
-    A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
-    return rewards, sorl.policy_loss(given, A, cfg.length_norm)
+def distance(run: Run, batch: data.Batch, fed, logits, inside):
+    """KL from the base, summed over a text, for what was fed: (R,T), (R,T,V), (R,T) -> scalar."""
+    with torch.no_grad():
+        base_logits = sorl.target_logits(run.base, batch.src, batch.pad, fed)
+    return sorl.kl_divergence(logits, base_logits, inside) * inside.sum() / len(fed)
 
 
-def update(run: Run, batches: Batches, reward) -> list[dict]:
-    """One optimizer step: the mean gradient of `accumulate` batches a process -> their logs."""
+def rank_static(run: Run, batch: data.Batch, logits, mask):
+    """The C stored texts of a source against each other: credit for the tokens that they kept.
+
+    logits (B·C,T,V), mask (B·C,T) -> rewards (B,C), loss. The policy did not write these texts.
+    GOLD's weights (Pang and He 2021), each token's own probability, keep what it would never write
+    from dominating, and offline from falling. Top-k is not applied: a text that exists may hold any
+    token."""
+    inside = sorl.text_mask(batch.static, run.policy.tok.vocab_size)
+    given = sorl.rollout_given(logits, batch.static, inside & ~mask.view(inside.shape))
+    given.logp = given.logp * given.logp.detach().exp()
+    rewards = score(run.reward, run.policy, batch.static, batch)
+    A = sorl.advantage(rewards, run.cfg.baseline, run.cfg.adv_scale)
+    return rewards, sorl.policy_loss(given, A)
+
+
+def update(run: Run, batches: Batches) -> list[dict]:
+    """One optimizer step: the mean gradient of `accumulate` batches per process -> their logs."""
     model, logs = run.policy.model, []
     model.train()
     for i in range(run.cfg.accumulate):
         with autocast(run.policy.device):
-            value, log = loss(run, batches, reward, i)
+            value, log = loss(run, batches, i)
         (value / run.cfg.accumulate).backward()
         logs.append(log)
     processes.average_gradients(model)
@@ -161,90 +191,94 @@ def rate(cfg: Config, done: float) -> float:
     return cfg.lr * min((done + 1e-3) / WARMUP, (1 - done) / (1 - WARMUP))
 
 
-def fit(run: Run, work: Work, name: str) -> None:
-    """Rate, update, evaluate, log, save, to the end; KeyboardInterrupt where the user stops it."""
-    cfg, first = run.cfg, processes.rank() == 0
-    val, reward = work.dataset["val"], work.reward
+def fit(run: Run, task: Task, name: str) -> None:
+    """Rate, update, evaluate, log, save, to the end. Raises KeyboardInterrupt if the user stops it,
+    after the update that runs, when all is saved."""
+    cfg, val, first = run.cfg, task.dataset["val"], processes.rank() == 0
     run.load()
-    batches = Batches(cfg, work.dataset["train"], run.policy, reward)
+    batches = Batches(cfg, task.dataset["train"], run.policy, run.reward, run.written)
     progress = Progress(name, run.step)
     if run.saved is None and first:
         row = {"step": 0, "setting": cfg.setting, "reward": None, **run.counts}
-        run.log(row | evaluate.evaluate(run, val, reward))
+        run.log(row | evaluate.evaluate(run, val))
     with Stop() as stop:
-        while not run.finished:
-            spent = run.counts["fp"] / cfg.budget_fp if cfg.budget_fp else 0.0
+        while run.done < 1:
             for group in run.optimizer.param_groups:
-                group["lr"] = rate(cfg, min(1.0, max(run.step / cfg.steps, spent)))
+                group["lr"] = rate(cfg, run.done)
             begun = time.perf_counter()
-            logs = update(run, batches, reward)
+            logs = update(run, batches)
             row = {"step": run.step, "setting": cfg.setting, **run.count(logs)}
             run.counts["seconds"] += time.perf_counter() - begun
             row |= {"val_reward": None, **run.counts}
 
-            over = cfg.budget_fp and run.counts["fp"] >= cfg.budget_fp
-            run.finished = bool(run.step >= cfg.steps or over)
-            if first and (run.finished or evaluate.is_due(cfg, run.step)):
-                row |= evaluate.evaluate(run, val, reward)
-                row |= evaluate.diagnose(run, logs[-1])
+            if first and (run.done == 1 or evaluate.is_due(cfg, run.step)):
+                row |= evaluate.evaluate(run, val) | evaluate.diagnose(run, logs[-1])
             del logs  # their logits would stand beside those of the next update
             run.log(row)
-            try:
-                show(run, progress, row)
-            except (OSError, ValueError):  # whoever read our output has gone: that stops it, too
-                stop.asked, sys.stdout = True, open(os.devnull, "w")
-
-            asked = processes.total({"stop": stop.asked}, run.policy.device)
-            stopping = asked["stop"] > 0  # all at the same step
-            left = -run.step % max(1, cfg.refresh)  # updates to the next refresh
-            left = 0 if run.finished else min(left, cfg.steps - run.step)
-            due = run.finished or stopping or run.step - (run.saved or 0) >= cfg.save_every
-            if due and left == 0:
+            stop.asked |= show(run, progress, row)
+            stopping = processes.total({"asked": stop.asked}, run.policy.device)["asked"] > 0
+            if stopping or run.step % cfg.save_every == 0:
                 run.save()
             if stopping:
-                stop.answer(run, left)
+                again = "the same command without --anew" if cfg.anew else "the same command"
+                raise KeyboardInterrupt(f"stopped; step {run.step} is saved in {run.folder}; "
+                                        f"{again} goes on from there")
+    if not run.finished:
+        run.finished = True
+        run.save()
 
 
 def base_config(cfg: Config) -> Config:
-    """The run of the base model; what does not concern it is reset, so that settings share it."""
-    same = {name: getattr(cfg, name) for name in (*BASE, "data", "seed")}
+    """The run of the base model. Flags that do not concern it are reset, so that settings share it;
+    --init's policy is a base that needs no update."""
+    same = {name: getattr(cfg, name) for name in (*BASE, "data", "init", "seed", "anew")}
+    steps = 0 if cfg.init else cfg.base_steps
     return replace(
         Config(), **same, **SETTINGS["mle"], mode="base", setting="mle",
-        steps=cfg.base_steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
-        eval_every=max(1, cfg.base_steps // 6),
-        masked_from=round(cfg.base_steps * (1 - cfg.base_masked)))
+        steps=steps, lr=cfg.base_lr, batch_size=cfg.base_batch, eval_every=max(1, steps // 6),
+        masked_from=round(steps * (1 - cfg.base_masked)))
 
 
-def make_base(cfg: Config, folder: str, work: Work) -> Policy:
-    """The base model in a folder, trained unless it is there already."""
-    policy = work.new_policy(cfg)
-    fit(Run(cfg, policy, folder, make_optimizer(cfg, policy.model)), work, "base")
-    policy = load_policy(f"{folder}/best.pt", work.device)
-    evaluate.note_copying(policy, work.dataset["val"])
+def train_base(cfg: Config, folder: str, task: Task) -> Policy:
+    """The base model in a folder, trained unless it is there already; and its row in the table."""
+    policy = task.new_policy(cfg)
+    run = Run(cfg, policy, task.reward(cfg.reward), folder, make_optimizer(cfg, policy.model))
+    fit(run, task, "base")
+    policy = load_policy(f"{folder}/best.pt", task.device)
+    evaluate.note_copying(policy, task.dataset["val"])
     return policy
 
 
-def run_one(cfg: Config, folder: str, base: Policy, work: Work) -> dict:
-    """Train one setting from the base in its folder, and test it -> its row."""
-    note_ranking(cfg, work)
+def train_setting(cfg: Config, folder: str, base: Policy, task: Task) -> None:
+    """Train one setting from the base in its folder, and test it. One that diverges gets a row that
+    says so, and does not keep the others from running."""
+    task.note_ranking(cfg)
     base.model.eval().pushed.zero_()
     policy = replace(base, model=copy.deepcopy(base.model))
-    run = Run(cfg, policy, folder, make_optimizer(cfg, policy.model), base.model)
-    fit(run, work, cfg.setting)
-    return processes.first(evaluate.tested, cfg, cfg.setting, folder, base, work)
+    run = Run(cfg, policy, task.reward(cfg.reward), folder, make_optimizer(cfg, policy.model),
+              base.model)
+    try:
+        fit(run, task, cfg.setting)
+        processes.first(evaluate.test_run, cfg, cfg.setting, folder, base, task)
+    except Diverged as e:
+        task.note(str(e))
+        processes.first(evaluate.write_row, folder, cfg, {
+            "name": cfg.setting, "steps": run.step, "diverged": True})
 
 
 # --------------------------------------------------------------------------------------------------
-# The comparison, one run, and the command line
+# The comparison, and the command line
 
 
 def plan(given: dict) -> list[tuple[str, Config, str, str]]:
     """What a comparison runs: (value of the varied flag, config, its folder, its base's folder)."""
-    names, seeds = given.get("settings", USUAL), given.get("seeds", ())
+    names = given.get("settings", QUICK if given.get("quick") else SETTINGS)
+    seeds = given.get("seeds", ())
+    if seeds and "seed" in given:
+        raise InputError("--seed: given beside --seeds; expected one of them")
     varied, values = variants(given.get("vary", ()))
     configs = [(word, make_config(given | flags, name))
-               for name in SETTINGS if name in names or "all" in names
-               for word, flags in values.items()]
+               for name in SETTINGS if name in names for word, flags in values.items()]
     unused = [unused_flags(cfg, given) for _, cfg in configs]
     for (_, cfg), ignored in zip(configs, unused):
         if varied in ignored:
@@ -259,93 +293,70 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
             home = f"{cfg.out}/seed{seed}" if seeds or varied else cfg.out
             suffix = f"-{varied}_{word}" if varied else ""
             base = f"{home}/base{suffix if varied in BASE else ''}"
-            runs.append((word, replace(cfg, seed=seed), f"{home}/{cfg.setting}{suffix}", base))
+            runs.append((word, replace(cfg, mode="run", seed=seed),
+                         f"{home}/{cfg.setting}{suffix}", base))
     return runs
 
 
-def finished_rows(runs: list, varied: str) -> list[dict]:
-    """The table of a comparison: all settings that are finished beside these runs, now or before;
-    of a sweep, these runs."""
-    rows = {f"{os.path.dirname(base)}/{name}": {} for *_, base in runs
+def read_finished(runs: list, varied: str, claimed: dict[str, dict]) -> list[dict]:
+    """The rows of a comparison: all settings that are finished beside these runs, now or before;
+    of a sweep, these runs. Rows of other code, or from another base, are left out."""
+    rows = {f"{os.path.dirname(base)}/{name}": (base, {}) for *_, base in runs
             for name in ("base", *SETTINGS)}
     if varied:
-        rows = {folder: {"flag": varied, "value": value} for value, _, folder, _ in runs}
-    found = {folder: report.read_rows(f"{folder}/results.json") for folder in rows}
-    return [found[folder][0] | more for folder, more in rows.items() if found[folder]]
+        rows = {folder: (base, {"flag": varied, "value": word}) for word, _, folder, base in runs}
+    same, found = (*BASE, "seed", "code", "data_hash", "base_hash", "reward_hash"), []
+    for folder, (base, more) in rows.items():
+        config = read_json(f"{folder}/config.json") or {}
+        if all(config.get(key) == claimed[base].get(key) for key in same):
+            found += [row | more for row in report.read_rows(f"{folder}/results.json")]
+    return found
 
 
 def compare(given: dict) -> None:
     """Settings, or values of a flag, from the same base for each seed: a table and a figure."""
     runs = plan(given)
     cfg = runs[0][1]
-    work, varied = Work(cfg), "".join(cfg.vary[:1])
-    configs = {folder: config for _, config, folder, _ in runs}
-    bases = {folder: base_config(config) for _, config, _, folder in runs}
-    for config in bases.values():  # all mistakes before any work
-        work.use_reward(config.reward)
-        work.new_policy(config)
-    folders = {cfg.out: cfg} | bases | configs
-    with claimed(folders, work.identity):
+    task, varied, code = Task(cfg), "".join(cfg.vary[:1]), hash_code()
+    configs = {cfg.out: replace(cfg, mode="compare")}
+    configs |= {folder: base_config(config) for _, config, _, folder in runs}
+    configs |= {folder: config for _, config, folder, _ in runs}
+    for config in configs.values():  # all mistakes before any work
+        task.reward(config.reward)
+        if config.mode == "base":
+            task.new_policy(config)
+    claimed = {folder: task.identity(config, processes.size()) | {"code": code}
+               for folder, config in configs.items()}
+    with claim(claimed, cfg.anew):
         made, table = {}, f"vary-{varied}" if varied else "results"
         for _, config, folder, home in runs:
-            work.use_reward(config.reward)
             if home not in made:
-                made[home] = make_base(bases[home], home, work)
-                if not varied:
-                    processes.first(evaluate.tested, bases[home], "base", home, made[home], work)
-            run_one(config, folder, made[home], work)
-            rows = processes.first(finished_rows, runs, varied)
+                made[home] = train_base(configs[home], home, task)
+                processes.first(evaluate.test_run, configs[home], "base", home, made[home], task)
+            train_setting(config, folder, made[home], task)
+            rows = processes.first(read_finished, runs, varied, claimed)
             processes.first(write_json, rows, f"{cfg.out}/{table}.json")
         if processes.rank() == 0 and varied:
             print("\n" + report.vary_report(cfg.out, varied, rows))
         elif processes.rank() == 0:
-            machine, test = machine_of(work.device), work.dataset["test"]
+            machine, test = machine_of(task.device), task.dataset["test"]
             print("\n" + report.compare_report(cfg.out, rows, test, machine, cfg.seeds))
-
-
-def resumed(given: dict) -> Config:
-    """The config of the run in --resume; only places may be given anew."""
-    folder = given["resume"]
-    was = read_json(f"{folder}/config.json")
-    names = {f.name for f in fields(Config)}
-    if not isinstance(was, dict) or was.get("mode") != "train" or not names <= was.keys():
-        raise InputError(f"--resume {folder}: no run of --mode train there (a comparison goes on "
-                         f"by its own command)")
-    flags = {name: was[name] for name in names}
-    flags["accumulate"] //= processes.size()
-    return Config(**flags | given | {"out": folder})
-
-
-def train(given: dict) -> None:
-    """One run from OUT/base, from --init, or on from where --resume stopped; prints its row."""
-    cfg = resumed(given) if "resume" in given else make_config(given)
-    if useless := given.keys() & unused_flags(cfg, given):
-        raise InputError(f"--{min(useless)}: the setting {cfg.setting}, or a base that is there, "
-                         f"fixes or ignores it")
-    work = Work(cfg)
-    folders = {cfg.out: cfg}
-    if not cfg.init:
-        folders[f"{cfg.out}/base"] = base_config(cfg)
-    with claimed(folders, work.identity):
-        base = work.base or make_base(base_config(cfg), f"{cfg.out}/base", work)
-        print("\n" + report.run_report(run_one(cfg, cfg.out, base, work)))
 
 
 def command(argv: list[str]) -> None:
     given = parse_args(argv, Config)
-    mode = given.setdefault("mode", "train" if "resume" in given else "compare")
-    kind = "resume" if mode == "train" and "resume" in given else f"mode {mode}"
-    if unused := given.keys() - USED[kind]:
-        raise InputError(f"--{min(unused)}: --{kind} does not use it")
+    mode = given.setdefault("mode", "compare")
+    if unused := given.keys() - USED[mode]:
+        raise InputError(f"--{min(unused)}: --mode {mode} does not use it")
     processes.begin(given.get("device", "auto"))
     if mode == "compare":
         compare(given)
-    elif mode == "train":
-        train(given)
     elif processes.size() > 1:
         raise InputError(f"--mode {mode}: one process does that; expected python, not torchrun")
     else:
-        evaluate.command(mode, Config, given)
+        sample.run_mode(mode, given, reinforce)
+    sys.stdout.flush()
+    processes.end()
 
 
 def main(argv: list[str]) -> None:

@@ -211,12 +211,13 @@ class Batch:
     target: torch.Tensor  # (B,T) one text a source for maximum likelihood
     target_len: torch.Tensor  # (B,)
     references: list[list[list[str]]]  # (B,C) what a text made from this static text is scored by
+    all_references: list[list[str]]  # (B,) and a text that owes nothing to a stored one
     sources: list[str]  # (B,)
 
     def to(self, device) -> "Batch":
         tensors = (self.src, self.pad, self.static, self.static_len, self.target, self.target_len)
         moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
-        return Batch(*moved, self.references, self.sources)
+        return Batch(*moved, self.references, self.all_references, self.sources)
 
 
 def encode_sources(sources: list[str], tok: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -239,21 +240,20 @@ def encode_texts(texts: list[str], tok: Tokenizer,
 
 
 def make_batch(records: list[Record], targets: list[str], statics: list[list[str]],
-               tok: Tokenizer, max_len: int, written: bool = False) -> Batch:
+               tok: Tokenizer, max_len: int) -> Batch:
     """B records, one target each and C static texts each -> Batch.
 
-    A text made from a stored static text keeps much of it, and is not scored against it. Where
-    texts that the policy has `written` will stand, they are scored against every reference (one
-    more, which raises a reward that takes the best: by .018 of ROUGE on E2E)."""
+    A text made from a stored static text keeps much of it, and is not scored against it. A text
+    that keeps nothing of it may be scored against every reference (one more, which raises a reward
+    that takes the best: by .018 of ROUGE on E2E)."""
     B = len(records)
     src, pad = encode_sources([r.source for r in records], tok)
     flat = [text for texts in statics for text in texts]
     ids, lengths = encode_texts(targets + flat, tok, max_len)  # one call, one width T for both
-    references = []
-    for r, texts in zip(records, statics):
-        references.append([r.references if written else r.others(text) for text in texts])
     return Batch(
         src, pad,
         static=ids[B:].view(B, -1, ids.size(1)), static_len=lengths[B:].view(B, -1),
         target=ids[:B], target_len=lengths[:B],
-        references=references, sources=[r.source for r in records])
+        references=[[r.others(text) for text in texts] for r, texts in zip(records, statics)],
+        all_references=[r.references for r in records],
+        sources=[r.source for r in records])

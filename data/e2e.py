@@ -44,8 +44,6 @@ FLAGS = {
     "full": dict(steps=24, K=8),
     "masked": dict(steps=24, **_RANKED, p_m=0.05, credit=8.0, mle_weight=0.5),
     "refresh": dict(steps=24, **_RANKED, p_m=0.05, refresh=8, mle_weight=0.1),
-    "credit": dict(steps=24, **_RANKED, p_m=0.05, refresh=8, credit=2.0, mle_weight=0.5),
-    "reuse": dict(steps=24, **_RANKED, refresh=8, credit=2.0, mle_weight=0.5),
 }
 
 

@@ -32,10 +32,6 @@ FLAGS = {
     "full": dict(steps=20, K=4, lr=1.2e-3),
     "masked": dict(steps=40, K=64, stored="best"),
     "refresh": dict(steps=60, K=64, stored="best", refresh=8),
-    "credit": dict(steps=60, K=64, refresh=8, num_static=4, credit=0.3, batch_size=16,
-                   kl_weight=0.02),
-    "reuse": dict(steps=60, K=64, refresh=4, num_static=8, credit=1.0, batch_size=8,
-                  lr=6e-4, mle_weight=0.02),
 }
 
 

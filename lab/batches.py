@@ -1,14 +1,13 @@
 """Which sources and static texts an update learns from.
 
-An update takes n batches (--accumulate) in each of P processes. Batch i of process r has, at
-update s,
+An update takes n batches (--accumulate) in each of P processes. Batch i of process r has the
 
-    number(s, i) = (s · n + i) · P + r         the key of its coins, samples and refreshed texts
-    number(s // refresh, i)                    which sources and stored texts it has
+    slot      i · P + r                          among the n · P batches of an update
+    number    update · n · P + slot              the key of its coins, samples and written texts
 
-so n batches in one process are those of n processes, and every batch is a function of (seed, step)
-alone. With `refresh`, one batch and its static texts serve so many updates; from the second batch
-on, the policy writes the texts.
+so n batches in one process are those of n processes, and every batch is a function of (seed,
+update, slot) alone. One batch serves `refresh` or `reuse` updates, if those are more than one; with
+`refresh`, from the second batch on, the policy writes the static texts.
 """
 from dataclasses import replace
 from functools import lru_cache
@@ -20,7 +19,8 @@ import data
 import sorl
 from data import Record
 from lab import processes
-from lab.policy import Policy
+from lab.settings import Config
+from lab.task import Policy
 from model import finish, generate
 
 
@@ -52,44 +52,53 @@ def best_first(texts, references, sources, reward) -> list[list[str]]:
     return ranked
 
 
-class Batches:
-    """The batches of one run. RL meets every record once an epoch; MLE as often as it has targets,
-    so that every pair of source and target is as likely as another."""
+def widen(batch: data.Batch, policy: Policy) -> data.Batch:
+    """The same texts with room for T tokens."""
+    def pad_to_T(ids):
+        return F.pad(ids, (0, policy.T - ids.size(-1)), value=policy.tok.pad)
+    return replace(batch, static=pad_to_T(batch.static), target=pad_to_T(batch.target))
 
-    def __init__(self, cfg, records: list[Record], policy: Policy, reward):
+
+class Batches:
+    """The batches of one run. RL meets every record once per epoch; MLE as often as it has targets,
+    so that all pairs of source and target are equally likely.
+
+    written: slot -> the static texts (B,C,T) that the policy wrote last; they are a part of the
+    run's state, because later weights would write others."""
+
+    def __init__(self, cfg: Config, records: list[Record], policy: Policy, reward, written: dict):
         self.cfg, self.records, self.policy, self.reward = cfg, records, policy, reward
+        self.written = written
         self.order = list(range(len(records)))
         if cfg.p_m + cfg.credit == 0:  # imitation alone
             self.order = [i for i, r in enumerate(records) for _ in r.target]
-        self.ranked = {}   # record -> its static texts, best first
-        self.current = {}  # i -> the batch that serves since the last refresh
+        self.ranked = {}  # record -> its static texts, best first
 
-    def number(self, step: int, i: int) -> int:
-        return (step * self.cfg.accumulate + i) * processes.size() + processes.rank()
+    def slot(self, i: int) -> int:
+        return i * processes.size() + processes.rank()
+
+    def number(self, update: int, i: int) -> int:
+        return update * self.cfg.accumulate * processes.size() + self.slot(i)
 
     def get(self, step: int, i: int = 0) -> tuple[data.Batch, int]:
-        """Batch i of an update, on the policy's device, and the FPs that it took to refresh it."""
-        if i in self.current and self.cfg.refresh and step % self.cfg.refresh:
-            return self.current[i], 0
-        number = self.number(step // max(1, self.cfg.refresh), i)
-        batch = self.stored(number, self.is_written(step))
-        batch, fp = batch.to(self.policy.device), 0
-        if self.cfg.refresh or self.cfg.observation == "full":  # texts may grow up to T
-            batch = self.widened(batch)
-        if self.is_refreshed(step):
-            batch, fp = self.refreshed(batch, self.number(step, i))
-        self.current[i] = batch
+        """Batch i of an update, on the policy's device, and the FPs that its texts cost now."""
+        cfg, fp = self.cfg, 0
+        period = cfg.refresh or cfg.reuse
+        batch = self.read(self.number(step // period, i)).to(self.policy.device)
+        if cfg.refresh or cfg.observation == "full":  # texts may grow up to T
+            batch = widen(batch, self.policy)
+        if 0 < cfg.refresh <= step:  # the first texts are stored ones: the base writes no better
+            slot = self.slot(i)
+            if step % cfg.refresh == 0:
+                self.written[slot], fp = self.write(batch, self.number(step, i))
+            static = self.written[slot].to(self.policy.device)
+            # A text of the policy owes nothing to a stored one: all references may score it.
+            references = [[texts] * static.size(1) for texts in batch.all_references]
+            batch = replace(batch, static=static, references=references,
+                            static_len=finish(static, self.policy.tok.vocab_size)[1])
         return batch, fp
 
-    def is_refreshed(self, step: int) -> bool:
-        """Are static texts the policy's? The first ones are stored: the base writes no better."""
-        return 0 < self.cfg.refresh <= step
-
-    def is_written(self, step: int) -> bool:
-        """Does the policy write whole texts, which owe nothing to a stored one?"""
-        return self.is_refreshed(step) or self.cfg.observation == "full" and self.cfg.p_m == 1
-
-    def stored(self, number: int, written: bool = False) -> data.Batch:
+    def read(self, number: int) -> data.Batch:
         """Sources, one target each, and C stored static texts each."""
         cfg = self.cfg
         places = batch_indices(len(self.order), cfg.batch_size, cfg.seed, number)
@@ -98,10 +107,10 @@ class Batches:
         records = [self.records[i] for i in chosen]
         targets = [r.target[int(u[0][b] * len(r.target))] for b, r in enumerate(records)]
         statics = self.pick(chosen, u[1])
-        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T, written)
+        return data.make_batch(records, targets, statics, self.policy.tok, self.policy.T)
 
     def pick(self, chosen: list[int], u: list[float]) -> list[list[str]]:
-        """C stored texts a source: the first, the best or worst, or from a random one on."""
+        """C stored texts per source: the first, the best or worst, or from a random one on."""
         kind, C = self.cfg.stored, self.cfg.num_static
         if kind in ("best", "worst"):
             self.rank(chosen)
@@ -114,21 +123,16 @@ class Batches:
         return picked
 
     def rank(self, chosen: list[int]) -> None:
-        """Score the stored texts of records that nobody has ranked yet, all in one call."""
+        """Score the stored texts of records that have not been ranked yet, all in one call."""
         new = [i for i in dict.fromkeys(chosen) if i not in self.ranked]
         records = [self.records[i] for i in new]
         references = [[r.others(text) for text in r.static] for r in records]
         texts, sources = [r.static for r in records], [r.source for r in records]
         self.ranked |= zip(new, best_first(texts, references, sources, self.reward))
 
-    def widened(self, batch: data.Batch) -> data.Batch:
-        def widen(ids):
-            return F.pad(ids, (0, self.policy.T - ids.size(-1)), value=self.policy.tok.pad)
-        return replace(batch, static=widen(batch.static), target=widen(batch.target))
-
-    def refreshed(self, batch: data.Batch, number: int) -> tuple[data.Batch, int]:
-        """Texts of the policy in place of the stored ones. One that has not ended is cut, EOS in
-        its last column."""
+    def write(self, batch: data.Batch, number: int) -> tuple[torch.Tensor, int]:
+        """C texts of the policy for each source, ids (B,C,T), and the FPs that they cost. A text
+        that has not ended is cut, EOS in its last column."""
         cfg, policy, tok = self.cfg, self.policy, self.policy.tok
         shape = len(batch.sources), cfg.num_static, policy.T
         u = sorl.uniforms(shape, cfg.seed, number, "refresh").to(policy.device)
@@ -137,4 +141,4 @@ class Batches:
         fp = int(sorl.text_mask(tokens, tok.vocab_size).sum())
         last = tokens[..., -1]
         tokens[..., -1] = torch.where(last < tok.pad, tok.eos, last)
-        return replace(batch, static=tokens, static_len=finish(tokens, tok.vocab_size)[1]), fp
+        return tokens, fp

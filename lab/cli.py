@@ -1,7 +1,7 @@
 """The command line: flags from a dataclass, and how a command ends.
 
-A mistake of the user's is one line on stderr and exit code 2. An error inside the user's own
-reward keeps its traceback. A command that was stopped ends with 130.
+User errors print one line to stderr and exit with 2. An error inside the user's own reward keeps
+its traceback and exits with 1. A command that was stopped exits with 130.
 """
 import argparse
 import difflib
@@ -15,9 +15,6 @@ from dataclasses import field, fields
 
 from data import InputError
 from data.rewards import RewardError
-from lab import processes
-
-RENAMED = {"static": "stored", "static_credit": "credit", "micro_batches": "accumulate"}
 
 
 def flag(default, text: str, choices: tuple = (), kind: type | None = None, least: float = 0,
@@ -38,8 +35,7 @@ def value_of(f, word: str, where: str = ""):
     least, most = f.metadata["least"], f.metadata["most"]
     value, expected = word, ""
     if choices and word not in choices:
-        near = difflib.get_close_matches(word, choices, n=1, cutoff=0.3) or choices
-        expected = f"{', '.join(choices)}; the nearest is {near[0]}"
+        expected = f"one of {', '.join(choices)}"
     elif kind is bool:
         value = {"true": True, "1": True, "false": False, "0": False}.get(word.lower())
         expected = "true or false" if value is None else ""
@@ -57,14 +53,23 @@ def value_of(f, word: str, where: str = ""):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose user's mistakes are InputErrors, one line each."""
+    """A parser whose errors are InputErrors, one line each."""
 
     def error(self, message):
         raise InputError(message)
 
 
+class Once(argparse.Action):
+    """Store a value; a flag that is given twice is an error, since one of the two would be lost."""
+
+    def __call__(self, parser, namespace, values, option=None):
+        if hasattr(namespace, self.dest):
+            raise InputError(f"{option}: given twice")
+        setattr(namespace, self.dest, values)
+
+
 def parse_args(argv: list[str], config) -> dict:
-    """The flags that were given, by name. Raises InputError for flags or values that are none."""
+    """The flags that were given, by name. Raises InputError for unknown flags and bad values."""
     known = flags_of(config)
     parser = Parser(prog="train.py", description="Train, evaluate and compare.", allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)
@@ -73,12 +78,10 @@ def parse_args(argv: list[str], config) -> dict:
         choices = ",".join(f.metadata["choices"])
         nargs = {tuple: "+", bool: "?"}.get(type(f.default))  # a bool alone is true
         parser.add_argument(f"--{name}", help=text, nargs=nargs, const="true" if nargs == "?" else
-                            None, metavar=f"{{{choices}}}" if choices else None)
+                            None, metavar=f"{{{choices}}}" if choices else None, action=Once)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-")
-        if name in RENAMED:
-            raise InputError(f"--{name} is called --{RENAMED[name]} now; see train.py -h")
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"the nearest is --{near[0]}" if near else "see train.py -h"
         raise InputError(f"unknown flag {unknown[0]!r}; {hint}")
@@ -91,7 +94,7 @@ def parse_args(argv: list[str], config) -> dict:
 
 
 def leave(line: str, code: int):
-    with suppress(OSError):  # whoever read stderr may have gone
+    with suppress(OSError):  # stderr may be closed
         print(line, file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -104,19 +107,18 @@ def run_command(program: str, work) -> None:
             setattr(sys, name, open(os.devnull, "w"))
         if hasattr(getattr(sys, name), "reconfigure"):  # an ASCII console shows ? for an accent
             getattr(sys, name).reconfigure(errors="replace")
+    process = int(os.environ.get("RANK", 0))  # torchrun's, which may start several of us
     try:
         work()
         sys.stdout.flush()
-        processes.end()
     except RewardError as e:
         traceback.print_exception(e.__cause__)
         sys.exit(1)
-    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as head, has left
         sys.stdout = open(os.devnull, "w")
         sys.exit(1)
     except (InputError, OSError) as e:  # such as a full disk; the user's reward raises RewardError
-        who = f"process {processes.rank()}: " if processes.rank() > 0 else ""
+        who = f"process {process}: " if process else ""
         leave(f"{program}: {who}{' '.join(str(e).split())}", 2)
     except KeyboardInterrupt as e:
-        line = f"\n{str(e) or 'stopped'}; the same command goes on from there"
-        leave(line if processes.rank() == 0 else "", 130)
+        leave("" if process else f"\n{str(e) or 'stopped'}", 130)

@@ -1,30 +1,25 @@
-"""Evaluation, and the commands that need no training: it disturbs neither the counts nor the
-randomness of a run."""
+"""Evaluation: it disturbs neither the counts nor the randomness of a run."""
 import functools
 import math
-import os
 import re
-from dataclasses import replace
 
 import torch
 
 import data
 import sorl
-from data import SPLITS, InputError, Record
+from data import Record
 from data.e2e import has_slots, slot_errors
-from data.rewards import bleu, load_reward, rouge
+from data.rewards import bleu, rouge
 from lab import report
-from lab.batches import best_first
 from lab.files import write_json
-from lab.policy import (Policy, autocast, load, load_policy, pick_device, policy_state, save,
-                        score)
-from lab.run import Progress, Run
-from lab.work import Work, check_lengths
+from lab.run import Run
+from lab.settings import Config
+from lab.task import Policy, Task, autocast, load, load_policy, policy_state, save
 from model import generate, log_probs
 
 
 def uncounted(function):
-    """A function of a policy that has no gradient, and whose passes count as nobody's work."""
+    """A function of a policy that has no gradient, and whose passes are not counted."""
     @functools.wraps(function)
     @torch.no_grad()
     def evaluation(policy: Policy, *args, **choices):
@@ -169,9 +164,9 @@ def test_policy(policy: Policy, base: Policy | None, records: list[Record], rewa
 @torch.no_grad()
 def diagnose(run: Run, log: dict) -> dict:
     """What a reward curve hides, from one batch of an update (`loss` returns the log)."""
-    rollout, logits, mask = log.get("rollout"), log["logits"], log["mask"]
-    if rollout is None or not rollout.acted.any():
+    if "rollout" not in log or not log["rollout"].acted.any():
         return {}
+    rollout, logits, mask = log["rollout"], log["logits"], log["mask"]
     full = run.cfg.observation == "full"
     row = {"entropy": float(sorl.entropy(logits, rollout.acted.flatten(0, 1) if full else mask))}
     if not full:
@@ -191,14 +186,14 @@ def is_due(cfg, step: int) -> bool:
     return step % cfg.eval_every == 0 or step <= 10 and cfg.setting != "mle"
 
 
-def evaluate(run: Run, records: list[Record], reward) -> dict:
+def evaluate(run: Run, records: list[Record]) -> dict:
     """Validation figures for the log; writes samples.txt, and keeps best.pt.
 
     The best of an RL run is that of the highest validation reward; a base keeps its last weights,
     because neither its loss nor its greedy texts tell when it has learned to copy."""
     cfg, is_base = run.cfg, run.base is None
     records = records[:cfg.eval_size or None]
-    val_reward, texts = validate(run.policy, records, reward)
+    val_reward, texts = validate(run.policy, records, run.reward)
     row = {"val_reward": val_reward}
     if is_base:
         row["val_loss"] = validation_loss(run.policy, records)
@@ -213,138 +208,26 @@ def evaluate(run: Run, records: list[Record], reward) -> dict:
     return row
 
 
-def tested(cfg, name: str, folder: str, base: Policy, work: Work) -> dict:
-    """The row of a finished run; tested once, and then read from its results.json."""
-    if done := report.read_rows(f"{folder}/results.json"):
-        return done[0]
+def test_run(cfg: Config, name: str, folder: str, base: Policy, task: Task) -> None:
+    """Test the kept weights of a finished run, unless its results.json is there, and write it."""
+    if report.read_rows(f"{folder}/results.json"):
+        return
     state, policy = load(f"{folder}/ckpt.pt"), load_policy(f"{folder}/best.pt", base.device)
-    records = work.dataset["test"]
-    row, texts = test_policy(policy, base, records, work.reward, cfg.seed)
+    records = task.dataset["test"]
+    row, texts = test_policy(policy, base, records, task.reward(cfg.reward), cfg.seed)
     row |= state["counts"] | {
-        "name": name, "setting": name, "seed": cfg.seed,
-        "val_reward": state["best"], "steps": state["step"]}
-    if name not in ("base", "mle"):
-        row |= {"p_m": cfg.p_m, "K": cfg.K if cfg.p_m > 0 else cfg.num_static}
-    if name not in ("base", "mle", "offline", "online"):
-        row |= {"setting": "semi", "observation": cfg.observation, "refresh": cfg.refresh}
+        "name": name, "val_reward": state["best"], "steps": state["step"]}
     report.write_predictions(folder, records, texts)
-    row = {key: row.get(key) for key in report.ROW}
-    write_json([row], f"{folder}/results.json")
-    return row
+    write_row(folder, cfg, row)
 
 
-# --------------------------------------------------------------------------------------------------
-# Commands: eval, candidates, sample
-
-
-def command(mode: str, config, given: dict) -> None:
-    """--mode eval, sample or candidates on --init's policy; what is not given is as in its run."""
-    if "init" not in given:
-        raise InputError(f"--mode {mode}: expected --init, a checkpoint such as "
-                         f"out/refresh/best.pt")
-    state = load(given["init"])
-    cfg = replace(config(**state["config"]), **given)
-    policy = load_policy(cfg.init, pick_device(cfg.device), state)
-    print(f"{cfg.init}: data {cfg.data}, reward {cfg.reward}")
-    dataset, reward = data.load_dataset(cfg.data), load_reward(cfg.reward)
-    check_lengths(dataset, policy)
-    modes = {"eval": eval_mode, "sample": sample_mode, "candidates": candidates_mode}
-    modes[mode](replace(cfg, out=given.get("out", "")), policy, dataset, reward)
-
-
-def new_folder(path: str) -> None:
-    """Make a folder. Raises InputError when there is something in it already."""
-    if os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
-        raise InputError(f"--out {path}: holds files already; expected a new folder")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"--out {path}: cannot be made ({e.strerror})") from None
-
-
-def eval_mode(cfg, policy, dataset, reward) -> None:
-    """Quality of a checkpoint's greedy texts on the test split; with --out, the texts too."""
-    if cfg.out:
-        new_folder(cfg.out)
-    row, texts = test_policy(policy, None, dataset["test"], reward, cfg.seed)
-    row.pop("kl_to_base")
-    for name, value in row.items():
-        if value is not None:
-            print(f"{name:<15}{value:10.4f}")
-    if cfg.out:
-        report.write_predictions(cfg.out, dataset["test"], texts)
-        print(f"wrote {cfg.out}/predictions.txt")
-
-
-@torch.no_grad()
-def candidates_mode(cfg, policy, dataset, reward) -> None:
-    """Write the data again, with K texts of the policy a source, best first, as static texts."""
-    if not cfg.out:
-        raise InputError("--mode candidates: expected --out, the folder of the new data")
-    new_folder(cfg.out)
-    made, fp = {split: [] for split in SPLITS}, 0
-    for split, records in made.items():
-        total, progress = len(dataset[split]), Progress("sample")
-        for at in slices(total, max(1, 512 // cfg.K)):
-            part = dataset[split][at]
-            sources = [r.source for r in part]
-            src, pad = encode(policy, sources)
-            u = sorl.uniforms((len(part), cfg.K, policy.T), cfg.seed, split, at.start,
-                              "candidates")
-            with autocast(policy.device):
-                tokens = generate(policy.model.eval(), src, pad, policy.T, u.to(policy.device),
-                                  temperature=cfg.temperature, top_k=cfg.top_k)
-            fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
-            texts = [[text for text in policy.texts(rows) if text.strip()] or r.static
-                     for r, rows in zip(part, tokens)]
-            references = [[r.references] * len(of_r) for r, of_r in zip(part, texts)]
-            ranked = best_first(texts, references, sources, reward)
-            records += [replace(r, static=of_r) for r, of_r in zip(part, ranked)]
-            progress.show(len(records), total, f"FP {fp:>8,}", len(records) == total)
-    for split, records in made.items():  # at the end: who stops before leaves no file
-        data.save_records(records, f"{cfg.out}/{split}.jsonl")
-    write_json(data.flags_of(cfg.data), f"{cfg.out}/flags.json")
-    print(f"wrote {cfg.out}: {cfg.K} candidates a source, {fp:,} FP")
-
-
-@torch.no_grad()
-def sample_mode(cfg, policy, dataset, reward) -> None:
-    """The method on one source: static text, what is fed, fills with their rewards, greedy text.
-
-    A source of the data has its static text and references; another starts from the policy's
-    greedy text, and there is nothing to compare the fills with."""
-    tok, model = policy.tok, policy.model.eval()
-    source = os.fsencode(cfg.source).decode("utf-8", "replace").strip()  # in an ASCII locale, too
-    source = source or dataset["test"][0].source
-    if len(tok.encode(source)) + policy.T > model.config.block_size:
-        raise InputError(f"--source: {len(tok.encode(source))} tokens; expected at most "
-                         f"{model.config.block_size - policy.T}")
-    greedy = policy.texts(write_texts(policy, [source]))[0]
-    known = [r for split in SPLITS for r in dataset[split] if r.source == source]
-    record = known[0] if known else Record(source, [greedy or source])
-    text = record.static[0]
-    batch = data.make_batch([record], [text], [[text]], tok, policy.T).to(policy.device)
-    static, lengths = batch.static[:, 0], batch.static_len[:, 0]
-    T = static.size(1)
-
-    u = sorl.uniforms((1, T), cfg.seed, 0, "mask").to(policy.device)
-    mask = sorl.sample_mask(u, lengths, cfg.p_m)
-    u = sorl.uniforms((1, cfg.K, T), cfg.seed, 0, "tokens").to(policy.device)
-    how = cfg.temperature, cfg.top_k
-    fed, decoded = sorl.feed(model, batch.src, batch.pad, static, mask, u, cfg.observation,
-                             tok.mask, *how)
-    src, pad = (t.repeat_interleave(len(fed), 0) for t in (batch.src, batch.pad))
-    logits = sorl.target_logits(model, src, pad, fed)
-    rollout = sorl.act(logits, static, mask, u, decoded, *how)
-    rewards = score(reward, policy, rollout.tokens, batch)
-    A = sorl.advantage(rewards, cfg.baseline, cfg.adv_scale)
-
-    ids = fed[0, :int(lengths[0]) - 1].tolist()
-    words = ["[MASK]" if i == tok.mask else tok.decode([i]) for i in ids]
-    print(f"source   {source}\nstatic   {text}\nfed      {' '.join(words)}")
-    texts = policy.texts(rollout.tokens)
-    fills = dict.fromkeys(zip(texts, rewards[0].tolist(), A[0].tolist()))
-    for text, R, a in list(fills)[:8]:
-        figures = f"   R {R:.3f}  A {a:+.2f}" if known else ""
-        print(f"fill     {text}{figures}   ({texts.count(text)} of {cfg.K})")
-    print(f"greedy   {greedy}")
+def write_row(folder: str, cfg: Config, row: dict) -> None:
+    """results.json: what is known of a run, and the flags that its table shows."""
+    row = row | {"setting": row["name"], "seed": cfg.seed}
+    if row["name"] not in ("base", "mle"):
+        row |= {"p_m": cfg.p_m, "K": cfg.K if cfg.p_m > 0 else cfg.num_static}
+    if row["name"] not in ("base", "mle", "offline", "online"):
+        row |= {"observation": cfg.observation, "refresh": cfg.refresh}
+    if cfg.observation == "full":
+        row |= {"reuse": cfg.reuse}
+    write_json([{key: row.get(key) for key in report.ROW}], f"{folder}/results.json")

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from data import InputError
 
-COSTS = ("fp", "fp_grad", "fp_mle", "tokens", "seconds")
+COSTS = ("fp", "fp_grad", "fp_mle", "rows_grad", "tokens", "seconds")
 
 
 def write_whole(path: str, write) -> None:

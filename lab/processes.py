@@ -2,11 +2,16 @@
 weights. Process 0 alone evaluates and writes. With one process nothing here does anything."""
 import os
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from data import InputError
+
+# The others wait while process 0 evaluates, however long a reward takes. A process that is lost
+# ends the run at once all the same: its connections close, and torchrun ends the rest.
+PATIENCE = timedelta(days=7)
 
 
 def begin(device: str) -> None:
@@ -16,14 +21,14 @@ def begin(device: str) -> None:
     gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    exchange(dist.init_process_group, "nccl" if gpu else "gloo")
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")
 
 
 def end() -> None:
     if dist.is_initialized():
-        exchange(dist.barrier, None)  # the others wait for process 0, which writes the report
+        meet()  # the others wait for process 0, which writes the report
         dist.destroy_process_group()
 
 
@@ -35,13 +40,19 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def exchange(operation, values) -> None:
+def exchange(operation, *values) -> None:
     """An operation of torch.distributed. Raises InputError when a process has been lost."""
     try:
-        operation(values)
+        operation(*values)
     except (RuntimeError, ValueError):
         raise InputError("another process of this run has stopped, see what it printed; the last "
                          "saved state is kept, and the same command goes on from there") from None
+
+
+def meet() -> None:
+    """Wait until every process is here."""
+    if size() > 1:
+        exchange(dist.barrier)
 
 
 def total(values: dict[str, float], device) -> dict[str, float]:
@@ -63,6 +74,15 @@ def average_gradients(model: torch.nn.Module) -> None:
     flat /= size()
     for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
         p.grad = grad.view_as(p)
+
+
+def gather(mine: dict) -> dict:
+    """The entries of every process's dict, in one dict that every process gets."""
+    if size() == 1:
+        return mine
+    parts = [None] * size()
+    exchange(dist.all_gather_object, parts, mine)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def first(work, *args):

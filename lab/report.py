@@ -33,7 +33,8 @@ from lab.plots import pyplot, save_figure, style, tidy
 
 ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "seed", "val_reward",
        "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
-       "distinct2", "fp", "fp_grad", "fp_mle", "tokens", "seconds", "steps")
+       "distinct2", "fp", "fp_grad", "fp_mle", "rows_grad", "tokens", "seconds", "steps", "reuse",
+       "diverged")
 SPREAD = ("val_reward", "test_reward", "sampled_reward", "facts", "slot_error", "bleu", "rougeL")
 STRONG = ("online", "masked", "refresh")  # what a figure is about; the others are drawn thinner
 WIDTH = 100                               # columns of what is printed

@@ -1,12 +1,12 @@
 """One training run and its folder: the lock, the log, the last checkpoint, how it is stopped.
 
-    config.json      the flags and what they were used on    ckpt.pt    the state it goes on from
-    metrics.jsonl    a line an update                        best.pt    the weights that are tested
-    samples.txt      a few texts at every evaluation
-
-A checkpoint is written only where a refresh begins, so static texts are no part of the state.
+    config.json      the flags, what they were used on, and the code that used them
+    metrics.jsonl    one line per update           ckpt.pt    the state from which it continues
+    samples.txt      texts at every evaluation     best.pt    the weights that are tested
 """
+import ast
 import glob
+import hashlib
 import json
 import math
 import os
@@ -21,7 +21,8 @@ import torch
 from data import InputError
 from lab import processes
 from lab.files import COSTS, read_json, write_json
-from lab.policy import Policy, load, policy_state, save
+from lab.settings import PLACES, Config
+from lab.task import Policy, load, policy_state, save
 from model import GPT
 
 try:
@@ -29,19 +30,40 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# What a run is does not depend on these: where things lie, and how its course is watched.
-PLACES = {"mode", "quick", "data", "out", "init", "pretrained", "resume", "settings", "seeds",
-          "vary", "source", "device", "save_every"}
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# What a run's figures depend on. Flags and settings are compared value by value instead.
+CODE = ("train.py", "sorl.py", "model.py", "data/__init__.py", "data/tokenizer.py",
+        "data/rewards.py", "data/forecast.py", "data/e2e.py", "lab/batches.py", "lab/evaluate.py",
+        "lab/processes.py", "lab/run.py", "lab/task.py")
 LOGS = ("metrics.jsonl", "samples.txt")
+FILES = ("ckpt.pt", "best.pt", "results.json", "predictions.jsonl", "predictions.txt", *LOGS)
 STATE = ("step", "counts", "best", "finished")
 
 # --------------------------------------------------------------------------------------------------
 # The folder
 
 
-def check_folder(folder: str, config: dict) -> None:
-    """Raises InputError where a folder holds what is no run, or the checkpoint of another run or
-    of another mode's runs. Without a checkpoint there is nothing in it to keep."""
+def hash_code() -> dict[str, str]:
+    """File -> a hash of its code, in which comments, docstrings and layout do not count."""
+    hashes = {}
+    for name in CODE:
+        path = f"{ROOT}/{name}"
+        if name == "sorl.py":  # the student's file, if SORL names one
+            path = sys.modules["sorl"].__file__
+        with open(path, encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            is_text = isinstance(body, list) and body and isinstance(body[0], ast.Expr)
+            if is_text and isinstance(body[0].value, ast.Constant):
+                body[0] = ast.Pass()
+        hashes[name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    return hashes
+
+
+def check_folder(folder: str, config: dict, anew: bool) -> None:
+    """Raises InputError if a folder holds something else than runs of train.py, or the checkpoint
+    of another run or of other code. Without a checkpoint there is nothing in it to lose."""
     files = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     files -= {".lock", "config.json.tmp"}
     was = read_json(f"{folder}/config.json")
@@ -50,27 +72,33 @@ def check_folder(folder: str, config: dict) -> None:
     if not isinstance(was, dict) or "save_every" not in was:
         raise InputError(f"--out {folder}: holds {min(files)}, and is no run of train.py; "
                          f"expected a new folder")
-    names = sorted(config.keys() - PLACES) if "ckpt.pt" in files else []
+    below = glob.glob(f"{glob.escape(folder)}/**/ckpt.pt", recursive=True)
+    names = sorted(config.keys() - PLACES - {"code"}) if "ckpt.pt" in files and not anew else []
     other = [name for name in ("mode", *names) if was.get(name) != config[name]]
-    if other and glob.glob(f"{glob.escape(folder)}/**/ckpt.pt", recursive=True):
+    if other and below:
         raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])}); "
-                         f"expected the same flags, or another --out")
+                         f"expected the same flags, another --out, or --anew")
+    code = was.get("code", {})
+    changed = [name for name in CODE if names and code.get(name) != config["code"][name]]
+    if changed:
+        raise InputError(f"--out {folder}: its run was made by another {changed[0]}; expected "
+                         f"another --out, or --anew, which starts the runs of this command again")
 
 
 @contextmanager
-def claimed(folders: dict, identity):
+def claim(folders: dict[str, dict], anew: bool):
     """Keep other commands out of the folders until this one ends, however it ends (not on
-    Windows), and write config.json of the runs: folder -> config, whose identity it holds.
+    Windows), and write config.json of the runs that begin: folder -> what config.json holds.
 
-    Raises InputError where one of the folders is another's, before anything is written."""
-    configs = {folder: identity(config) for folder, config in folders.items()}
-    for folder, config in configs.items():
-        check_folder(folder, config)
+    With `anew` all begin. Raises InputError if a folder is not ours, before anything is written."""
+    for folder, config in folders.items():
+        check_folder(folder, config, anew)
+    processes.meet()  # all have looked before one writes
     if processes.rank() > 0:
         yield
         return
     with ExitStack() as locks:
-        for folder in configs:
+        for folder in folders:
             try:
                 os.makedirs(folder, exist_ok=True)
                 file = locks.enter_context(open(f"{folder}/.lock", "w"))
@@ -81,8 +109,11 @@ def claimed(folders: dict, identity):
                                  f"or use another --out") from None
             except OSError as e:
                 raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
-        for folder, config in configs.items():
-            if not os.path.exists(f"{folder}/ckpt.pt"):
+        for folder, config in folders.items():
+            if anew or not os.path.exists(f"{folder}/ckpt.pt"):
+                for name in FILES:  # results must not outlive their run
+                    with suppress(FileNotFoundError):
+                        os.remove(f"{folder}/{name}")
                 write_json(config, f"{folder}/config.json")
         yield
 
@@ -91,34 +122,53 @@ def claimed(folders: dict, identity):
 # The run
 
 
+class Diverged(InputError):
+    """A loss that is not finite."""
+
+
 @dataclass
 class Run:
     """What the loop changes, all of which a checkpoint holds."""
-    cfg: object
+    cfg: Config
     policy: Policy
+    reward: object  # a function of texts, references and sources
     folder: str
     optimizer: torch.optim.Optimizer
     base: GPT | None = None  # what KL is measured from; the base's own run has none
     step: int = 0
     counts: dict = field(default_factory=lambda: dict.fromkeys(COSTS, 0))
     best: float = -math.inf
+    # What the policy wrote last, by the batch's slot: static texts (refresh), samples (reuse).
+    written: dict[int, torch.Tensor] = field(default_factory=dict)
+    samples: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     saved: int | None = None  # the step of the last checkpoint
     finished: bool = False
     flat: int = 0  # updates since groups last had different rewards
 
+    @property
+    def done(self) -> float:
+        """The share of the run that is over, by updates or by FPs."""
+        cfg = self.cfg
+        spent = self.counts["fp"] / cfg.budget_fp if cfg.budget_fp else 0.0
+        return min(1.0, max(self.step / cfg.steps if cfg.steps else 1.0, spent))
+
     def load(self) -> None:
-        """Go on from ckpt.pt, if there is one, and cut the logs back to that step."""
-        sizes = dict.fromkeys(LOGS, 0)
-        if os.path.exists(f"{self.folder}/ckpt.pt"):
-            state = load(f"{self.folder}/ckpt.pt")
-            if not state.keys() >= {"optimizer", "logs", *STATE}:
-                raise InputError(f"{self.folder}/ckpt.pt: not the state of a run")
-            self.policy.model.load_state_dict(state["model"])
-            if not state["finished"]:
-                self.optimizer.load_state_dict(state["optimizer"])
-            for name in STATE:
-                setattr(self, name, state[name])
-            self.saved, sizes = self.step, state["logs"]
+        """Continue from ckpt.pt, if there is one, and cut the logs back to that step."""
+        sizes, path = dict.fromkeys(LOGS, 0), f"{self.folder}/ckpt.pt"
+        if os.path.exists(path):
+            state = load(path)
+            try:
+                self.policy.model.load_state_dict(state["model"])
+                if not state["finished"]:
+                    self.optimizer.load_state_dict(state["optimizer"])
+                for name in STATE:
+                    setattr(self, name, state[name])
+                self.saved, sizes = self.step, {name: int(state["logs"][name]) for name in LOGS}
+                mine = range(processes.rank(), 2 ** 31, processes.size())  # slots
+                for name in ("written", "samples"):
+                    getattr(self, name).update((i, x) for i, x in state[name].items() if i in mine)
+            except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+                raise InputError(f"{path}: not the state of this run ({e!s:.80})") from None
         if processes.rank() == 0:
             for name in LOGS:
                 self.write(name, "")
@@ -126,9 +176,14 @@ class Run:
                 os.truncate(path, min(sizes[name], os.path.getsize(path)))
 
     def save(self) -> None:
+        """Write the whole state; every process calls this, because each has texts of its own."""
         self.saved = self.step
+        written = {slot: texts.cpu() for slot, texts in self.written.items()}
+        samples = {slot: {name: x.cpu() for name, x in held.items()}
+                   for slot, held in self.samples.items()}
+        state = {"written": processes.gather(written), "samples": processes.gather(samples)}
         if processes.rank() == 0:
-            save(policy_state(self.policy, self.cfg) | {
+            save(policy_state(self.policy, self.cfg) | state | {
                 "optimizer": None if self.finished else self.optimizer.state_dict(),
                 "logs": {name: os.path.getsize(f"{self.folder}/{name}") for name in LOGS},
                 **{name: getattr(self, name) for name in STATE},
@@ -149,7 +204,7 @@ class Run:
         sums = {"batches": len(logs), "tokens": sum(int(model.pushed[1]) for model in models)}
         for model in models:
             model.pushed.zero_()
-        for name in ("fp", "fp_grad", "fp_mle", "mle", "rl"):
+        for name in ("fp", "fp_grad", "fp_mle", "rows_grad", "mle", "rl"):
             sums[name] = sum(float(log.get(name, 0)) for log in logs)
         rewards = [log["rewards"] for log in logs if "rewards" in log]  # (R,K) each
         equal = [(r == r[:, :1]).all(1).float().mean() for r in rewards if r.size(1) > 1]
@@ -157,12 +212,12 @@ class Run:
                  "samples": sum(r.numel() for r in rewards)}
 
         sums = processes.total(sums, self.policy.device)
-        for name in ("fp", "fp_grad", "fp_mle", "tokens"):
+        for name in ("fp", "fp_grad", "fp_mle", "rows_grad", "tokens"):
             self.counts[name] += int(sums[name])
         if not math.isfinite(sums["mle"] + sums["rl"]):
             rate = "--lr" if self.base else "--base_lr"
-            raise InputError(f"{self.folder}: the loss is not finite at step {self.step}; try a "
-                             f"smaller {rate}{' and another --out' if self.saved else ''}")
+            raise Diverged(f"{self.folder}: the loss is not finite at step {self.step}; try a "
+                           f"smaller {rate}")
         n, samples = sums["batches"], sums["samples"]
         return {"reward": sums["reward"] / samples if samples else None,
                 "equal_rewards": sums["equal"] / n if samples else None,
@@ -174,7 +229,7 @@ class Run:
 
 
 class Progress:
-    """A line at once, every five seconds, and at the end."""
+    """One line at once, then one every five seconds, and one at the end."""
 
     def __init__(self, name: str, first: int = 0):
         self.name, self.first = name, first  # first: the step that this process began at
@@ -190,25 +245,31 @@ class Progress:
             self.last = now
 
 
-def show(run: Run, progress: Progress, row: dict) -> None:
+def show(run: Run, progress: Progress, row: dict) -> bool:
     """The last update on the progress line; and a note when most groups have had equal rewards
-    for ten updates, so that nothing is learned."""
+    for ten updates, so that nothing is learned. True if nobody reads our output any more."""
     text = f"mle {row['mle_loss']:.3f}  greedy {run.best:.3f}"
     if row["reward"] is not None:
         text = f"reward {row['reward']:.3f}  best {run.best:.3f}  FP {row['fp']:>7,}"
         flat = row["equal_rewards"] > 0.9 and row["reward"] < 0.9
         run.flat = run.flat + 1 if flat else 0
-    if run.flat == 10:
-        print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
-              f"rewards (mean {row['reward']:.2f}), from which nothing can be learned; the base "
-              f"may be too certain, or the reward too coarse")
-    progress.show(run.step, run.cfg.steps, text, run.finished)
+    try:
+        if run.flat == 10:
+            print(f"\nnote: for ten updates, more than 90% of the groups of samples have had equal "
+                  f"rewards (mean {row['reward']:.2f}), from which nothing can be learned; the "
+                  f"base may be too certain, or the reward too coarse")
+        progress.show(run.step, run.cfg.steps, text, run.done == 1)
+        return False
+    except (OSError, ValueError):  # such as head, which has left
+        sys.stdout = open(os.devnull, "w")
+        return True
 
 
 class Stop:
-    """Ctrl-C, SIGTERM, SIGHUP: the first asks the loop to stop, the second leaves at once."""
+    """Ctrl-C, SIGTERM, SIGHUP: the first asks the loop to stop after the update that runs, the
+    second leaves at once."""
     SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-    asked = answered = False
+    asked = False
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self.ask) for number in self.SIGNALS}
@@ -220,17 +281,5 @@ class Stop:
 
     def ask(self, *_):
         if self.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped at once; the same command goes on from what was saved")
         self.asked = True
-
-    def answer(self, run: Run, left: int) -> None:
-        """Say once how many updates are left to the next checkpoint. Raises KeyboardInterrupt
-        where there is none, and the run has been saved."""
-        if left == 0:
-            raise KeyboardInterrupt(f"stopped; step {run.step} is saved in {run.folder}")
-        if not self.answered and processes.rank() == 0:
-            back = f"go back to step {run.saved}" if run.saved else "begin again"
-            with suppress(OSError):  # stderr may have gone with stdout
-                print(f"\nstopping after {left} more updates; once more to stop now and {back}",
-                      file=sys.stderr, flush=True)
-        self.answered = True
