@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from conftest import V, prompts, sorl, texts_of, uniform
-from model import EOS, MASK, PAD, draw, generate, log_probs
+from model import EOS, PAD, draw, generate, log_probs
 
 
 def batch(lengths=(8, 6), T=9, p_m=0.5, seed=0, end=False):
-    """Sources, static texts and coins; with `end` the end and the columns behind it, too."""
+    """Sources, static texts and coins; with `end` the end and the columns after it, too."""
     src, pad = prompts([4, 7, 2][:len(lengths)], seed)
     text, length = texts_of(lengths, T)
     mask = sorl.sample_mask(uniform(len(lengths), T, seed=seed),
@@ -49,6 +49,48 @@ def test_mask_refuses_what_is_no_probability(p_m):
         sorl.sample_mask(uniform(1, 3), torch.tensor([3]), p_m)
 
 
+# --- tails ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("p_m", [1 / 3, 0.5, 0.75])
+@pytest.mark.parametrize("L", [1, 2, 7, 20])
+def test_the_cut_by_its_definition(p_m, L):
+    """c = min(L - 1, ⌊L·u^q⌋): every share of the cuts is that of its uniforms, and the share that
+    the model writes is p_m to within 1/L."""
+    u = (torch.arange(10_000) + 0.5) / 10_000
+    mask = sorl.sample_tail(u, torch.full((10_000,), L), 22, p_m)
+    cuts = (~mask).sum(1)
+    assert (mask == (torch.arange(22) >= cuts[:, None])).all() and mask[:, -1].all()
+    for c in range(L):  # c ≤ L·u^q, so c or a later cut comes with 1 - Pr(u < (c/L)^(1/q))
+        expected = 1 - (c / L) ** ((1 - p_m) / p_m)
+        assert (cuts >= c).float().mean() == pytest.approx(expected, abs=2e-4), c
+    written = 1 - cuts.float().mean() / L
+    assert p_m - 1e-3 < written < p_m + 1 / L + 1e-3
+
+
+def test_no_tail_and_a_whole_one():
+    """p_m = 0 draws nothing; p_m = 1 is online's mask, the columns after the text included."""
+    u, lengths = torch.tensor([0.0, 0.4, 0.9999999]), torch.tensor([1, 5, 8])
+    assert not sorl.sample_tail(u, lengths, 9, 0.0).any()
+    assert sorl.sample_tail(u, lengths, 9, 1.0).all()
+    kept = (~sorl.sample_tail(u, lengths, 9, 1e-6)).sum(1)  # at least the end is drawn
+    assert kept.tolist() == [0, 4, 7]
+    for p_m in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="p_m"):
+            sorl.sample_tail(u, lengths, 9, p_m)
+
+
+def test_a_tail_keeps_the_text_up_to_its_cut(tiny):
+    src, pad, text, _ = batch((8, 6, 3))
+    mask = sorl.sample_tail(torch.tensor([0.6, 0.3, 0.0]), torch.tensor([8, 6, 3]), 9, 0.5)
+    cuts = (~mask).sum(1).tolist()
+    assert cuts == [4, 1, 0]
+    rollout = sorl.decode(tiny, src, pad, text, mask, uniform(3, 5, 9, seed=2))
+    for n, c in enumerate(cuts):
+        assert (rollout.tokens[n, :, :c] == text[n, :c]).all()
+        assert not rollout.acted[n, :, :c].any() and rollout.acted[n, :, c].all()
+    assert rollout.fp == rollout.acted.sum()
+
+
 # --- feed and act ---------------------------------------------------------------------------------
 
 SETTINGS = {"masked": ("masked", 0.5, False), "static": ("static", 0.5, False),
@@ -63,11 +105,8 @@ def one_update(model, name, K=3, temperature=1.3, top_k=5, lengths=(8, 6, 3)):
     src, pad, text, mask = inputs = batch(lengths, p_m=p_m, end=end)
     u = uniform(len(lengths), K, 9, seed=1)
     before = [tensor.clone() for tensor in (*inputs, u)]
-    fed, decoded = sorl.feed(model, src, pad, text, mask, u, observation, V + MASK,
-                             temperature, top_k)
-    copies = len(fed) // len(src)
-    logits = sorl.target_logits(model, src.repeat_interleave(copies, 0),
-                                pad.repeat_interleave(copies, 0), fed)
+    fed, decoded = sorl.feed(model, src, pad, text, mask, u, observation, temperature, top_k)
+    logits = sorl.target_logits(model, src, pad, fed)
     rollout = sorl.act(logits, text, mask, u, decoded, temperature, top_k)
     assert all(map(torch.equal, before, (*inputs, u)))  # nothing that was given is changed
     return (*inputs, u), fed, decoded, logits, rollout
@@ -76,7 +115,7 @@ def one_update(model, name, K=3, temperature=1.3, top_k=5, lengths=(8, 6, 3)):
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("K", [1, 3])
 def test_feed_and_act_are_the_pieces_they_replace(tiny, name, K):
-    """Decoded is None exactly where nothing was decoded."""
+    """Decoded is None exactly if nothing was decoded."""
     inputs, fed, decoded, logits, rollout = one_update(tiny, name, K)
     src, pad, text, mask, u = inputs
     observation, p_m, end = SETTINGS[name]
@@ -88,7 +127,7 @@ def test_feed_and_act_are_the_pieces_they_replace(tiny, name, K):
         pieces = sorl.rollout_given(logits, pieces.tokens, pieces.acted, 1.3, 5)
     else:
         assert decoded is None and fed.shape == text.shape
-        assert torch.equal(fed, sorl.observe(text, mask, observation, V + MASK))
+        assert torch.equal(fed, sorl.observe(text, mask, observation, V))
         pieces = sorl.rollout_one_pass(logits, text, mask, u, 1.3, 5)
         costs = 3, 0
     for field in ("tokens", "logp", "acted"):
@@ -139,7 +178,7 @@ def test_masked_hides_the_token_and_static_shows_it(tiny):
     other = torch.where(mask, (text + 1) % 10, text)
     logits = {}
     for name, static in itertools.product(["masked", "static"], [text, other]):
-        fed, _ = sorl.feed(tiny, src, pad, static, mask, None, name, V + MASK)
+        fed, _ = sorl.feed(tiny, src, pad, static, mask, None, name)
         logits.setdefault(name, []).append(sorl.target_logits(tiny, src, pad, fed))
     assert torch.equal(*logits["masked"])
     assert not torch.allclose(*logits["static"])
@@ -225,15 +264,13 @@ def test_random_shapes(tiny, seed):
     mask = sorl.sample_mask(uniform(R, T, seed=seed), length, [0.0, 0.5, 1.0][seed % 3])
     u, rewards = uniform(R, K, T, seed=seed + 1), uniform(R, K, seed=seed)
     for observation in ("masked", "static", "full"):
-        fed, decoded = sorl.feed(tiny, src, pad, text, mask, u, observation, V + MASK)
-        n = len(fed) // R
-        logits = sorl.target_logits(tiny, src.repeat_interleave(n, 0),
-                                    pad.repeat_interleave(n, 0), fed)
+        fed, decoded = sorl.feed(tiny, src, pad, text, mask, u, observation)
+        logits = sorl.target_logits(tiny, src, pad, fed)
         rollout = sorl.act(logits, text, mask, u, decoded)
         for tensor in (rollout.tokens, rollout.logp, rollout.acted):
             assert tensor.shape == (R, K, T)
         assert (rollout.logp[~rollout.acted] == 0).all() and torch.isfinite(rollout.logp).all()
-        loss = sorl.policy_loss(rollout, sorl.advantage(rewards, "loo", scale=True))
+        loss = sorl.policy_loss(rollout, sorl.advantage(rewards, "loo", "source"))
         assert loss.shape == () and torch.isfinite(loss)
         lengths = sorl.text_mask(rollout.tokens, V).sum(-1)
         assert (lengths == length[:, None]).all() or observation == "full"
@@ -241,19 +278,38 @@ def test_random_shapes(tiny, seed):
 
 # --- advantage and loss ---------------------------------------------------------------------------
 
+SCALES = ("none", "source", "batch")
+
+
 def test_advantage_by_hand():
-    """Rewards 0, .5, 1: mean .5; the others' means .75, .5, .25; standard deviation .4082."""
-    R = torch.tensor([[0.0, 0.5, 1.0]])
+    """Rewards 0, .5, 1 beside .4, .5, .6: the means are .5; the others' means .75, .5, .25 and .55,
+    .5, .45; the deviations .4082 and .0816, of all six .2944."""
+    R = torch.tensor([[0.0, 0.5, 1.0], [0.4, 0.5, 0.6]])
     for (baseline, scale), expected in {
-            ("mean", False): [-0.5, 0, 0.5], ("mean", True): [-1.2247, 0, 1.2247],
-            ("loo", False): [-0.75, 0, 0.75], ("loo", True): [-1.8371, 0, 1.8371]}.items():
+            ("mean", "none"): (0.5, 0.1), ("mean", "source"): (1.2247, 1.2247),
+            ("mean", "batch"): (1.6984, 0.3397),
+            ("loo", "none"): (0.75, 0.15), ("loo", "source"): (1.8371, 1.8371),
+            ("loo", "batch"): (2.5476, 0.5095)}.items():
         A = sorl.advantage(R, baseline, scale)
-        assert torch.allclose(A, torch.tensor([expected]), atol=1e-4), (baseline, scale)
-    for scale in (False, True):  # K = 1: plain REINFORCE, and no deviation to divide by
+        by_hand = torch.tensor([[-a, 0, a] for a in expected])
+        assert torch.allclose(A, by_hand, atol=1e-4), (baseline, scale)
+    for scale in SCALES:  # K = 1: plain REINFORCE, and no deviation to divide by
         assert sorl.advantage(torch.tensor([[0.75]]), "loo", scale).item() == 0.75
 
 
-@pytest.mark.parametrize("baseline, scale", [*itertools.product(["mean", "loo"], [False, True])])
+@pytest.mark.parametrize("baseline, scale", [("lo0", "none"), ("mean", "sources"),
+                                             ("median", "batch"), ("mean", True)])
+def test_advantage_refuses_what_it_does_not_know(baseline, scale):
+    with pytest.raises(ValueError, match="expected baseline mean or loo"):
+        sorl.advantage(torch.rand(2, 3), baseline, scale)
+
+
+def test_observe_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="observation 'statik'"):
+        sorl.observe(torch.zeros(1, 2).long(), torch.zeros(1, 2).bool(), "statik", V)
+
+
+@pytest.mark.parametrize("baseline, scale", [*itertools.product(["mean", "loo"], SCALES)])
 @pytest.mark.parametrize("reward, K", [(0.1, 3), (0.3, 7), (0.9, 64)])
 def test_equal_rewards_give_exactly_zero(baseline, scale, reward, K):
     """.1 + .1 + .1 is not 3 · .1 in floating point; a scaled rounding error would be a gradient."""
@@ -264,15 +320,38 @@ def test_equal_rewards_give_exactly_zero(baseline, scale, reward, K):
 
 
 def test_policy_loss_by_hand():
-    """A = 1 and -2, log π sums -3 and -1, two and one actions: -(1·-3 + -2·-1)/2 = .5, and
-    normalised -(1·-1.5 + -2·-1)/2 = -.25; 0 where nobody acted."""
+    """A = 1 and -2, log π sums -3 and -1: -(1·-3 + -2·-1)/2 = .5; 0 if no token was drawn."""
     logp = torch.tensor([[[-1.0, -2.0, 0.0], [0.0, -1.0, 0.0]]])
     rollout = sorl.Rollout(torch.zeros(1, 2, 3, dtype=torch.long), logp, logp != 0)
-    nobody = sorl.Rollout(rollout.tokens, 0 * logp, logp > 0)
+    none_drawn = sorl.Rollout(rollout.tokens, 0 * logp, logp > 0)
     A = torch.tensor([[1.0, -2.0]])
-    for length_norm, expected in ((False, 0.5), (True, -0.25)):
-        assert sorl.policy_loss(rollout, A, length_norm).item() == pytest.approx(expected)
-        assert sorl.policy_loss(nobody, A, length_norm).item() == 0
+    assert sorl.policy_loss(rollout, A).item() == pytest.approx(0.5)
+    assert sorl.policy_loss(none_drawn, A).item() == 0
+    assert sorl.policy_loss(none_drawn, A, logp).item() == 0
+
+
+@pytest.mark.parametrize("A, ratio, push, slope", [
+    (1.0, 1.1, 1.1, 1.1), (1.0, 1.3, 1.2, 0.0), (1.0, 0.5, 0.5, 0.5),
+    (-1.0, 0.9, -0.9, -0.9), (-1.0, 0.7, -0.8, 0.0), (-1.0, 2.0, -2.0, -2.0)])
+def test_the_clipped_ratio_by_hand(A, ratio, push, slope):
+    """One token: min(A·ρ, A·clip(ρ, .8, 1.2)). Its push ends once it has moved by ε with A, and
+    never if it moved against it."""
+    before = torch.tensor([[[-1.5, 0.0]]])
+    logp = (before + math.log(ratio)).requires_grad_()
+    rollout = sorl.Rollout(torch.zeros(1, 1, 2).long(), logp, torch.tensor([[[True, False]]]))
+    loss = sorl.policy_loss(rollout, torch.tensor([[A]]), before)
+    loss.backward()
+    assert loss.item() == pytest.approx(-push) and logp.grad[0, 0, 1] == 0
+    assert logp.grad[0, 0, 0].item() == pytest.approx(-slope)
+
+
+def test_at_ratio_one_the_gradient_is_reinforce(tiny):
+    *_, rollout = one_update(tiny, "full")
+    A, weights = torch.tensor([[1.0, -2, 1]] * 3), [*tiny.parameters()]
+    plain, clipped = (torch.autograd.grad(sorl.policy_loss(rollout, A, before), weights,
+                                          retain_graph=True)
+                      for before in (None, rollout.logp.detach()))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, clipped))
 
 
 @pytest.mark.parametrize("K", [2, 3])
@@ -301,7 +380,7 @@ def test_policy_gradient_by_enumeration(tiny):
     src, pad = prompts([3])
     text, mask = texts_of([4], 4)[0], torch.tensor([[False, True, False, False]])
     reward = torch.linspace(0, 1, 10).roll(3)
-    fed, _ = sorl.feed(tiny, src, pad, text, mask, None, "masked", V + MASK)
+    fed, _ = sorl.feed(tiny, src, pad, text, mask, None, "masked")
     logits = sorl.target_logits(tiny, src, pad, fed)
     logp = log_probs(logits[0, 1], end=False)[:10]
     weight = tiny.blocks[0].attn.qkv.weight
