@@ -1,5 +1,6 @@
 """Evaluation: it disturbs neither the counts nor the randomness of a run."""
 import functools
+import json
 import math
 import re
 
@@ -187,7 +188,7 @@ def is_due(cfg, step: int) -> bool:
 
 
 def evaluate(run: Run, records: list[Record]) -> dict:
-    """Validation figures for the log; writes samples.txt, and keeps best.pt.
+    """Validation figures for the log; writes samples.txt and texts.jsonl, and keeps best.pt.
 
     The best of an RL run is that of the highest validation reward; a base keeps its last weights,
     because neither its loss nor its greedy texts tell when it has learned to copy."""
@@ -202,6 +203,7 @@ def evaluate(run: Run, records: list[Record]) -> dict:
     for r, text in zip(records[:3], texts):
         lines.append(f"  {r.source}\n    {r.put_names_back(text)}\n")
     run.write("samples.txt", "".join(lines))
+    run.write("texts.jsonl", json.dumps({"step": run.step, "texts": texts[:20]}) + "\n")
     if is_base or val_reward > run.best:
         run.best = val_reward
         save(policy_state(run.policy, cfg) | {"step": run.step}, f"{run.folder}/best.pt")
