@@ -118,7 +118,7 @@ def count_cut_texts(dataset: dict[str, list[Record]], policy: Policy) -> int:
     no room for a text of T tokens."""
     T, room = policy.T, policy.model.config.block_size - policy.T
 
-    def is_long(text: str, limit: int) -> bool:  # a text has at most one token per byte, and a space
+    def is_long(text: str, limit: int) -> bool:  # at most one token per byte, and a space
         return len(text.encode()) >= limit and len(policy.tok.encode(text)) > limit
 
     records = list(chain(*dataset.values()))
