@@ -89,11 +89,14 @@ def reinforce(run: Run, batch: data.Batch, number: int, slot: int):
         return sorl.uniforms(shape, cfg.seed, number, purpose).to(policy.device)
 
     # The mask: which tokens are the model's? The K samples of a text share it.
+    u = uniforms("mask", N, T)
     if cfg.mask == "tail":
-        mask = sorl.sample_tail(uniforms("mask", N), lengths, T, cfg.p_m)
-    else:  # coins; a model that sees its own tokens may also write past the end
+        mask = sorl.sample_tail(u[:, 0], lengths, T, cfg.p_m)
+    elif cfg.mask == "coins":  # a model that sees its own tokens may also write past the end
         reach = torch.full_like(lengths, T + 1) if cfg.observation == "full" else lengths
-        mask = sorl.sample_mask(uniforms("mask", N, T), reach, cfg.p_m)
+        mask = sorl.sample_mask(u, reach, cfg.p_m)
+    else:
+        raise ValueError(f"expected mask coins or tail; got {cfg.mask!r}")
 
     # What is fed. Samples that had to be decoded serve `reuse` updates, so they may be older.
     u, old = uniforms("tokens", N, cfg.K, T), None
