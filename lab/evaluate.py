@@ -41,7 +41,7 @@ def logits_of(policy: Policy, sources: list[str], text: torch.Tensor) -> torch.T
 
 
 def rows_at_once(policy: Policy) -> int:
-    """256 texts, or fewer where the logits (rows,T,V) of so many would take more than 512 MB."""
+    """256 texts, or fewer if the logits (rows,T,V) of so many would take more than 512 MB."""
     return max(1, min(256, 2 ** 27 // (policy.T * policy.tok.vocab_size)))
 
 
@@ -90,7 +90,7 @@ def copying(policy: Policy, records: list[Record], limit: int = 100) -> float | 
 
     Every word of a reference that its own source has and the next record's source has not: is it
     ten times likelier after its own source than after the next? The share of them, teacher-forced;
-    None where references repeat nothing. Neither the loss nor the greedy texts tell."""
+    None if references repeat nothing. Neither the loss nor the greedy texts tell."""
     records = records[:limit]
     sources = [r.source for r in records]
     others = sources[1:] + sources[:1]
@@ -182,7 +182,7 @@ def diagnose(run: Run, log: dict) -> dict:
     return row
 
 
-def is_due(cfg, step: int) -> bool:
+def is_due(cfg: Config, step: int) -> bool:
     """Every eval_every updates; and after the first ten of RL, in which most is learned."""
     return step % cfg.eval_every == 0 or step <= 10 and cfg.setting != "mle"
 

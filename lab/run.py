@@ -65,7 +65,9 @@ def hash_code() -> dict[str, str]:
 def check_folder(folder: str, config: dict, anew: bool) -> None:
     """Raises InputError if a folder holds something else than runs of train.py, or the checkpoint
     of another run or of other code. Without a checkpoint there is nothing in it to lose."""
-    files = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"--out {folder}: is a file; expected a folder")
+    files = set(os.listdir(folder)) if os.path.exists(folder) else set()
     files -= {".lock", "config.json.tmp"}
     was = read_json(f"{folder}/config.json")
     if was is None and not files:
