@@ -95,7 +95,7 @@ def read_rows(path: str) -> list[dict]:
     that of a run that diverged. [] if there is no such file. Raises InputError."""
     rows = read_json(path) or []
     if not isinstance(rows, list):
-        raise InputError(f"{path}: expected a list of rows, as train.py writes it")
+        raise InputError(f"{path}: expected rows in a list, as train.py writes them")
     places = [f"{path}: row {number}" for number in range(1, len(rows) + 1)]
     return [row | read_fields(row, ROW, place) for row, place in zip(rows, places)]
 

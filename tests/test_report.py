@@ -267,7 +267,7 @@ def test_figures_of_finished_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("file, content, expected", [
     ("results.json", None, ": expected results.json or vary-p_m.json"),
     ("results.json", "{", "results.json: expected JSON"),
-    ("results.json", "[7]", "results.json: row 1: name: expected text, found None"),
+    ("results.json", '{"a": 1}', "results.json: expected rows in a list"),
     ("results.json", json.dumps([make_row("a"), make_row("b", fp="1")]), "row 2: fp: expected a"),
     ("results.json", json.dumps([make_row("a", reward=[1])]), "row 1: val_reward: expected a num"),
     ("results.json", json.dumps([make_row("a", fp=10 ** 400)]), "row 1: fp: expected a number"),
