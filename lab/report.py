@@ -225,8 +225,7 @@ def cost_table(curves: dict[str, dict]) -> str:
         if at:
             cells[:3] = f"{at['fp']:,.0f}", f"{at['seconds']:.1f}", f"{at['step']:.0f}"
         if at and online:
-            cells[3:] = [f"{online[key] / at[key]:,.1f}x" if at[key] else "-"
-                         for key in ("fp", "seconds")]
+            cells[3:] = [times_fewer(online[key], at[key]) for key in ("fp", "seconds")]
         reward = curves[name]["val_reward"]
         lines.append([name, *cells, f"{reward.max():.3f}", f"{reward[-1]:.3f}"])
     return f"""\
@@ -235,6 +234,12 @@ Cost until the validation reward first reaches {level:.3f} ({origin}){median}:
 
   fewer      how many times fewer FPs or seconds than online
   best       highest mean validation reward; a setting whose last is lower fell when it went on"""
+
+
+def times_fewer(online: float, spent: float) -> str:
+    """How many times less than online was spent, to two digits or more; "-" if nothing was."""
+    ratio = online / spent if spent else math.nan
+    return f"{ratio:,.0f}x" if ratio >= 9.95 else f"{ratio:.1f}x" if spent else "-"
 
 
 def facts_of(texts: list[str], records: list) -> float | None:

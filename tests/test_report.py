@@ -116,7 +116,7 @@ def test_cost_table_by_hand(tmp_path):
     curves = {name: report.read_curve([f"{tmp_path}/{name}"]) for name in CURVES}
     lines = [line.split() for line in report.cost_table(curves).splitlines()]
     assert lines[2] == ["online", "10,000", "2.0", "2", "1.0x", "1.0x", "0.990", "0.990"]
-    assert lines[3] == ["masked", "50", "1.0", "1", "200.0x", "2.0x", "0.985", "0.900"]
+    assert lines[3] == ["masked", "50", "1.0", "1", "200x", "2.0x", "0.985", "0.900"]
     assert lines[4] == ["offline", *["never"] * 3, "-", "-", "0.900", "0.400"]
 
 
