@@ -64,21 +64,22 @@ A = '{"source": "s", "references": ["a"]'
 
 
 @pytest.mark.parametrize("line, says", [
-    (b"\xff\xfe", "2: expected one JSON object per line, in UTF-8"),
-    (A.encode() + b', "static": ["\xff"]}', "2: expected one JSON object per line, in UTF-8"),
-    (A + ', "static": ["\\ud800"]}', "2: expected one JSON object per line, in UTF-8"),
-    ("{", "2: expected one JSON object per line, in UTF-8, found b'{' (Expecting"),
-    ("[" * 100_000, "2: expected one JSON object per line"),
-    ("9" * 10_000, "2: expected one JSON object per line"),
-    ("[1]", "2: expected a JSON object with source and references, found [1]"),
-    (A + ', "reference": ["a"]}', "2: expected the fields source, references, target"),
-    ('{"source": " ", "references": ["a"]}', "2: field 'source': expected a non-empty string"),
-    ('{"source": "s"}', "2: field 'references': expected at least one text"),
-    ('{"source": "s", "references": "a"}', "2: field 'references': expected a list"),
-    (A + ', "target": [""]}', "2: field 'target': expected a list of non-empty strings"),
-    (A + ', "names": {"x": 1}}', "2: field 'names': expected"),
-    (A + ', "names": {"": "Oslo"}}', "2: field 'names': expected"),
-    (A + ', "source": "t"}', "2: expected one JSON object per line, in UTF-8, found b'{\"sou"),
+    (b"\xff\xfe", "expected one JSON object per line, in UTF-8"),
+    (A.encode() + b', "static": ["\xff"]}', "expected one JSON object per line, in UTF-8"),
+    (A + ', "static": ["\\ud800"]}', "expected one JSON object per line, in UTF-8"),
+    ("{", "expected one JSON object per line, in UTF-8, found b'{' (Expecting"),
+    ("[" * 100_000, "expected one JSON object per line"),
+    ("9" * 10_000, "expected one JSON object per line"),
+    (A + ', "source": "s"}', "(key 'source' is given twice)"),
+    (A + ', "names": {"x": "a", "y": "b", "x": "a"}}', "(key 'x' is given twice)"),
+    ("[1]", "expected a JSON object with source and references, found [1]"),
+    (A + ', "reference": ["a"]}', "expected the fields source, references, target, static, names"),
+    ('{"source": " ", "references": ["a"]}', "field 'source': expected a non-empty string"),
+    ('{"source": "s"}', "field 'references': expected at least one text"),
+    ('{"source": "s", "references": "a"}', "field 'references': expected a list"),
+    (A + ', "target": [""]}', "field 'target': expected a list of non-empty strings"),
+    (A + ', "names": {"x": 1}}', "field 'names': expected"),
+    (A + ', "names": {"": "Oslo"}}', "field 'names': expected"),
 ])
 def test_bad_records_get_one_line_that_names_theirs(tmp_path, line, says):
     path = tmp_path / "r.jsonl"
@@ -86,17 +87,8 @@ def test_bad_records_get_one_line_that_names_theirs(tmp_path, line, says):
     path.write_bytes(f"\ufeff{A}}}\n".encode() + line + b"\n")
     with pytest.raises(InputError) as error:
         data.load_records(str(path))
-    assert str(error.value).startswith(f"{path}:{says}") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("text, key", [
-    ('{"source": "t", "references": ["a"], "source": "t"}', "source"),
-    ('{"source": "t", "references": ["a"], "names": {"x": "a", "y": "b", "x": "c"}}', "x")])
-def test_a_key_given_twice_is_named(tmp_path, text, key):
-    path = tmp_path / "r.jsonl"
-    path.write_text(text, "utf-8")
-    with pytest.raises(InputError, match=f"r.jsonl:1: .*key '{key}' is given twice"):
-        data.load_records(str(path))
+    assert str(error.value).startswith(f"{path}:2: ") and says in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("names, text, expected", [
@@ -156,12 +148,6 @@ def test_other_flags_get_one_line(folder, content):
     with pytest.raises(InputError, match="flags.json: expected") as error:
         data.flags_of("./forecast")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("flags", [forecast.FLAGS, e2e.FLAGS])
-def test_tuned_flags_name_the_settings(flags):
-    assert set(flags) >= {"", "mle", "offline", "online", "full", "masked", "refresh"}
-    assert "credit" not in flags["refresh"]
 
 
 # ---- batches

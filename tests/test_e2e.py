@@ -1,5 +1,4 @@
 """The E2E converter on small CSVs: names, split, refusal to overwrite, one line for bad input."""
-import itertools
 import json
 import sys
 
@@ -9,22 +8,15 @@ import data
 from data import e2e
 from data.e2e import delexicalise, main
 
-FOODS = ("Chinese", "English", "Fast food", "French", "Indian", "Italian", "Japanese")
-PRICES = ("cheap", "moderate", "high", "less than £20", "£20-25", "more than £30")
-RATINGS = ("low", "average", "high", "1 out of 5", "3 out of 5", "5 out of 5")
-AREAS = ("riverside", "city centre")
-
-
 @pytest.fixture
 def csv_file(tmp_path):
     """504 representations of two restaurants each: delexicalised, each has two references."""
     lines = ["mr,ref"]
-    for food, price, rating, area in itertools.product(FOODS, PRICES, RATINGS, AREAS):
-        slots = f"food[{food}], priceRange[{price}], customer rating[{rating}], area[{area}]"
-        lines += [
-            f'"name[The Mill], {slots}, near[Café Rouge]",'
-            f'"The Mill,  near cafe rouge, serves {food}."',
-            f'"near[Avalon], {slots}, name[Cotto]","At {area}, by AVALON: {food} at the Cotto"']
+    for i in range(504):
+        slots = f"food[{i}], area[riverside]"
+        lines += [f'"name[The Mill], {slots}, near[Café Rouge]",'
+                  f'"The Mill,  near cafe rouge, serves {i}."',
+                  f'"near[Avalon], {slots}, name[Cotto]","At the river by AVALON: {i} at the Cotto"']
     lines.append('"name[Cotto], near[Avalon]","Something else altogether"')
     path = tmp_path / "pairs.csv"
     path.write_text("\n".join(lines) + "\n", "utf-8-sig")
@@ -48,13 +40,9 @@ def test_records_split_and_report(csv_file, tmp_path, capsys):
     assert {part: len(rows) for part, rows in parts.items()} == {
         "train": 154, "val": 150, "test": 200}
     assert len({row["source"] for rows in parts.values() for row in rows}) == 504
-    row = next(row for row in parts["train"]
-               if "food[Indian]" in row["source"] and "riverside" in row["source"])
-    assert row["source"].startswith("name[xname], food[Indian], ")
-    assert row["source"].endswith(", near[xnear]")
-    assert row["references"] == ["xname, near xnear, serves Indian.",
-                                 "At riverside, by xnear: Indian at xname"]
-    assert row["names"] == {"xname": "The Mill", "xnear": "Café Rouge"}
+    assert {"source": "name[xname], food[7], area[riverside], near[xnear]",
+            "references": ["xname, near xnear, serves 7.", "At the river by xnear: 7 at xname"],
+            "names": {"xname": "The Mill", "xnear": "Café Rouge"}} in sum(parts.values(), [])
     said = capsys.readouterr().out
     assert "1009 lines read; 1 dropped" in said and "pairs.csv:1010" in said
     assert "test: 200 representations" in said

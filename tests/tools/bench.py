@@ -18,7 +18,6 @@ from lab.batches import Batches
 from lab.policy import machine_of, new_policy, pick_device
 from lab.run import Run
 from lab.settings import make_config
-from model import generate
 
 PAIRS = 7
 PLAIN = dict(mle_weight=0.0, stored="data")  # RL rows alone, as many as MLE's; no ranking of texts
@@ -52,8 +51,8 @@ class Bench:
 
     def __init__(self):
         self.device, self.reward = pick_device("auto"), load_reward("rouge")
-        self.dataset, self.cfg = data.load_dataset("forecast"), make_config({}, "masked")
-        self.tok = new_policy(self.cfg, self.dataset, self.device).tok
+        self.dataset = data.load_dataset("forecast")
+        self.tok = new_policy(make_config({}, "masked"), self.dataset, self.device).tok
 
     def updater(self, name: str, **flags):
         """A function that does the next update of a run of this setting."""
@@ -91,24 +90,8 @@ def time_scoring(bench: Bench) -> None:
     show("scoring : masked update, K = 64", "<= 0.25", list(zip(spent[1:], whole[1:])))
 
 
-@torch.no_grad()
-def time_decoding(bench: Bench) -> None:
-    """Decoding when most rows have finished."""
-    policy, (B, S, T) = new_policy(bench.cfg, bench.dataset, bench.device, bench.tok), (256, 24, 48)
-    model, tok, device = policy.model.eval(), policy.tok, bench.device
-    src = torch.randint(0, tok.pad, (B, S), device=device)
-    pad, u = src.new_zeros(B), torch.rand(B, 1, T, device=device)
-    static = src.new_full((B, T), tok.pad)
-    static[:, 0] = tok.eos
-    mask = (torch.arange(B, device=device) < B // 4)[:, None].expand(B, T)  # others end at once
-    show("decoding, three rows in four finished : none", "<= 0.65", time_pairs(
-        lambda: generate(model, src, pad, T, u, static=static, mask=mask, end=False),
-        lambda: generate(model, src, pad, T, u, end=False)))
-
-
 if __name__ == "__main__":
     bench = Bench()
     print(machine_of(bench.device))
     compare_updates(bench)
     time_scoring(bench)
-    time_decoding(bench)
