@@ -93,7 +93,7 @@ def parse_record(line: bytes, where: str) -> Record:
         json.dumps(row, ensure_ascii=False).encode()  # fails for half a pair of surrogates
     except ValueError as e:
         raise InputError(f"{where}: expected one JSON object per line, in UTF-8, "
-                         f"found {line.strip()[:40]!r} ({e!s:.80})") from None
+                         f"found {line.decode(errors='replace')[:40]!r} ({e!s:.80})") from None
     check(isinstance(row, dict), "expected a JSON object with source and references", row)
     fields = {"source": "", "references": [], "target": [], "static": [], "names": {}}
     for name in row:
@@ -104,7 +104,8 @@ def parse_record(line: bytes, where: str) -> Record:
         check(isinstance(texts, list) and all(map(is_text, texts)),
               f"field {name!r}: expected a list of non-empty strings", texts)
     check(lists[0], "field 'references': expected at least one text", lists[0])
-    check(isinstance(names, dict) and all(names) and all(isinstance(n, str) for n in names.values()),
+    check(isinstance(names, dict) and all(names)
+          and all(isinstance(name, str) for name in names.values()),
           "field 'names': expected an object of placeholders and names", names)
     return Record(source, *lists, names, where)
 

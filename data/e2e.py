@@ -236,8 +236,8 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
             for row in reader:
                 place = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():  # more fields than names, or fewer
-                    raise InputError(f"{place}: expected {len(names)} fields as in the header, with "
-                                     f"quotes around a text that has commas")
+                    raise InputError(f"{place}: expected {len(names)} fields as in the header, "
+                                     f"with quotes around a text that has commas")
                 if not has_slots(row["mr"]):
                     raise InputError(f"{place}: expected slots such as name[The Mill], "
                                      f"food[Italian], found {row['mr'][:60]!r}")

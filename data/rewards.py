@@ -275,7 +275,7 @@ _BETA = 2  # recall counts for twice as much as precision
 
 
 def _character_ngrams(text: str) -> list[set[str]]:
-    """The n-grams of a text without its white space, one set of `_occurrences` for each n = 1..6."""
+    """The n-grams of a text without white space, one set of `_occurrences` for each n = 1..6."""
     text = "".join(text.split())
     return [_occurrences([text[i:i + n] for i in range(len(text) - n + 1)]) for n in range(1, 7)]
 

@@ -67,7 +67,7 @@ A = '{"source": "s", "references": ["a"]'
     (b"\xff\xfe", "expected one JSON object per line, in UTF-8"),
     (A.encode() + b', "static": ["\xff"]}', "expected one JSON object per line, in UTF-8"),
     (A + ', "static": ["\\ud800"]}', "expected one JSON object per line, in UTF-8"),
-    ("{", "expected one JSON object per line, in UTF-8, found b'{' (Expecting"),
+    ("{", "expected one JSON object per line, in UTF-8, found '{' (Expecting"),
     ("[" * 100_000, "expected one JSON object per line"),
     ("9" * 10_000, "expected one JSON object per line"),
     (A + ', "source": "s"}', "(key 'source' is given twice)"),
@@ -130,7 +130,8 @@ def test_the_embedded_task_is_its_name_and_a_folder_its_path(folder):
 
 
 @pytest.mark.parametrize("text, expected", [
-    (None, {}), ("{}", {}), ('{"preset": "e2e"}', e2e.FLAGS), ('{"preset": "forecast"}', forecast.FLAGS),
+    (None, {}), ("{}", {}),
+    ('{"preset": "e2e"}', e2e.FLAGS), ('{"preset": "forecast"}', forecast.FLAGS),
     ('\ufeff{"": {"lr": 0.1, "adv_scale": true, "K": 8}, "online": {"reward": "chrf"}}',
      {"": {"lr": 0.1, "adv_scale": True, "K": 8}, "online": {"reward": "chrf"}})])
 def test_flags_of_a_folder(folder, text, expected):
@@ -201,8 +202,7 @@ def test_batches_that_do_not_fit_are_refused(tok, targets, statics, max_len):
 # ---- any locale
 
 SCRIPT = """
-import sys, warnings
-import signal
+import signal, sys, warnings
 sys.argv[0] = "-m"  # as it is while python -m data.e2e imports the package
 import data, data.rewards, data.e2e
 assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL

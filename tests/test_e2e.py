@@ -16,7 +16,7 @@ def csv_file(tmp_path):
         slots = f"food[{i}], area[riverside]"
         lines += [f'"name[The Mill], {slots}, near[Café Rouge]",'
                   f'"The Mill,  near cafe rouge, serves {i}."',
-                  f'"near[Avalon], {slots}, name[Cotto]","At the river by AVALON: {i} at the Cotto"']
+                  f'"near[Avalon], {slots}, name[Cotto]","By the river by AVALON: {i}, the Cotto"']
     lines.append('"name[Cotto], near[Avalon]","Something else altogether"')
     path = tmp_path / "pairs.csv"
     path.write_text("\n".join(lines) + "\n", "utf-8-sig")
@@ -41,7 +41,7 @@ def test_records_split_and_report(csv_file, tmp_path, capsys):
         "train": 154, "val": 150, "test": 200}
     assert len({row["source"] for rows in parts.values() for row in rows}) == 504
     assert {"source": "name[xname], food[7], area[riverside], near[xnear]",
-            "references": ["xname, near xnear, serves 7.", "At the river by xnear: 7 at xname"],
+            "references": ["xname, near xnear, serves 7.", "By the river by xnear: 7, xname"],
             "names": {"xname": "The Mill", "xnear": "Café Rouge"}} in sum(parts.values(), [])
     said = capsys.readouterr().out
     assert "1009 lines read; 1 dropped" in said and "pairs.csv:1010" in said

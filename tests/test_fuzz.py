@@ -51,7 +51,7 @@ def load(path) -> None:
 
 
 @pytest.mark.parametrize("name, content", [
-    ("some.jsonl", '{"source": "a source of many words", "references": ["a text of many words", "☃"], '
+    ("some.jsonl", '{"source": "a source of many words", "references": ["a text of words", "☃"], '
      '"target": ["x"], "names": {"xname": "é"}}\n' * 3),
     ("flags.json", '{"": {"lr": 0.1, "K": 8}, "online": {"a": "b"}}'),
     ("ranks", Tokenizer.train([TEXT] * 3, 300).ranks)])

@@ -158,16 +158,14 @@ def test_rouge_l_carries_through_integers_that_hold_no_match():
 # ---- rewards by name
 
 def test_built_in_rewards_and_their_mean():
-    texts, references = ["xname serves Italian food"], [["xname is Italian"]]
-    sources = ["name[xname], food[French]"]
-    one = {name: load_reward(name)(texts, references, sources)
-           for name in ("rouge", "bleu", "chrf", "slot")}
-    assert one["rouge"] == pytest.approx(rouge(texts, references).mean(1))
-    assert one["bleu"] == pytest.approx(sentence_bleu(texts, references))
-    assert one["chrf"] == pytest.approx(chrf(texts, references))
-    assert one["slot"] == pytest.approx([0.5])
-    got = load_reward("rouge + slot+bleu +chrf")(texts, references, sources)
-    assert got.dtype == np.float64 and got == pytest.approx(sum(one.values()) / 4)
+    case = texts, references, sources = (
+        ["xname serves Italian food"], [["xname is Italian"]], ["name[xname], food[French]"])
+    expected = {"rouge": rouge(texts, references).mean(1), "chrf": chrf(texts, references),
+                "bleu": sentence_bleu(texts, references), "slot": np.array([0.5])}
+    for name, values in expected.items():
+        assert load_reward(name)(*case) == pytest.approx(values)
+    got = load_reward("rouge + slot+bleu +chrf")(*case)
+    assert got.dtype == np.float64 and got == pytest.approx(sum(expected.values()) / 4)
     assert is_built_in("rouge + slot") and not is_built_in("rouge+mine:f")
 
 

@@ -46,8 +46,8 @@ GOOD = ("xname is a pub in the city centre near xnear. It serves Italian food fo
         "not family-friendly and has a customer rating of 5 out of 5.")
 COUNTS = [  # a source, a text, its errors
     (FULL, GOOD, 0), (FULL, GOOD.replace("Italian ", ""), 1), (FULL, GOOD.replace("not ", ""), 1),
-    (FULL, GOOD.replace("city centre", "riverside area"), 1), (FULL, GOOD.replace("xname", "It"), 1),
-    (FULL, "", 8),
+    (FULL, GOOD.replace("city centre", "riverside area"), 1),
+    (FULL, GOOD.replace("xname", "It"), 1), (FULL, "", 8),
     # what the source lacks is one error per slot, but any place may be called a restaurant
     ("name[xname]",
      "xname is a cheap French pub by the river near xnear, kid friendly and highly rated.", 7),

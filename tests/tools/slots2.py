@@ -1,9 +1,9 @@
 """A second matcher of E2E slots, against which no reward was ever trained.
 
 It shares no pattern with data/e2e.py: it looks for word stems, for negations within four words of
-a child, and gives grades (low, middle, high) to the nearest word about money or ratings. It is
-lenient about what the first refuses: numbers and words of one grade are equal, a price or rating may
-be graded twice if one grade is right, and repetition is ignored."""
+a child, and gives grades (low, middle, high) to the nearest word about money or ratings. It accepts
+what the first refuses: numbers and words of one grade are equal, a price or rating may be graded
+twice if one grade is right, and repetition is ignored."""
 import re
 from collections import defaultdict
 
