@@ -1,9 +1,9 @@
-"""Records, how they are read, and how they become batches of token ids.
+"""Records: how they are read, and how they become batches of token ids.
 
-A record has three roles of text: `target` is imitated by maximum likelihood, `static` is where
-semi-offline RL starts (and what offline RL learns from), and `references` are seen by the reward
-alone. On disk a data set is a folder with train.jsonl, val.jsonl and test.jsonl in UTF-8, one
-record a line:
+The texts of a record have three roles: maximum likelihood imitates `target`, semi-offline RL
+starts from `static` (and offline RL learns from it), and only the reward sees `references`. On
+disk a data set is a folder with train.jsonl, val.jsonl and test.jsonl in UTF-8, one record per
+line:
 
     {"source": "...", "references": ["...", ...], "target": ["..."], "static": ["..."],
      "names": {"xname": "..."}}
@@ -16,8 +16,13 @@ padding by length buckets.
 import hashlib
 import json
 import os
+import re
+import signal
+import sys
 from dataclasses import dataclass, field
 
+if sys.argv[0] == "-m":  # as python -m data.e2e: Ctrl-C in the imports needs no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 import torch
 
 from data.tokenizer import Tokenizer
@@ -26,7 +31,7 @@ SPLITS = ("train", "val", "test")
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave; the message is one line: which file, which line, what was
+    """A mistake in the user's input. The message is one line: which file, which line, what was
     expected."""
 
 
@@ -45,47 +50,63 @@ class Record:
         self.static = self.static or self.target
 
     def others(self, text: str) -> list[str]:
-        """What a text is scored against: the references without the text itself, which it would
-        agree with (the only reference stays)."""
+        """The references that a text is scored against: all but the text itself, with which it
+        would agree. An only reference stays."""
         return [other for other in self.references if other != text] or self.references
 
     def put_names_back(self, text: str) -> str:
-        for placeholder, name in self.names.items():
-            text = text.replace(placeholder, name)
-        return text
+        """The text with names for their placeholders: all in one pass, the longest placeholder
+        first, because ENTITY_1 is a part of ENTITY_10, and a name may look like a placeholder."""
+        if not self.names:
+            return text
+        longest_first = sorted(self.names, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first))
+        return re.sub(pattern, lambda match: self.names[match[0]], text)
 
 
 # -------------------------------------------------------------------------------------------------
 # Reading and writing JSONL
 
-def parse_record(line: str, where: str) -> Record:
+def parse_json(text: str):
+    """JSON -> Python. Raises ValueError for anything else, and for a key that is given twice, of
+    which Python's parser would keep the last."""
+    def check_keys(pairs: list[tuple]) -> dict:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"key {max(keys, key=keys.count)!r} is given twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=check_keys)
+    except RecursionError:
+        raise ValueError("too many brackets inside each other") from None
+
+
+def parse_record(line: bytes, where: str) -> Record:
     """One JSONL line -> Record. Raises InputError that begins with `where` (file and line)."""
     def check(holds: bool, expected: str, found) -> None:
         if not holds:
             raise InputError(f"{where}: {expected}, found {found!r:.60}")
 
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as e:  # ValueError: also integers of thousands of digits
-        raise InputError(f"{where}: expected one JSON object a line, "
-                         f"found {line.strip()[:40]!r} ({e})") from None
+        row = parse_json(line.decode())
+        json.dumps(row, ensure_ascii=False).encode()  # fails for half a pair of surrogates
+    except ValueError as e:
+        raise InputError(f"{where}: expected one JSON object per line, in UTF-8, "
+                         f"found {line.decode(errors='replace')[:40]!r} ({e!s:.80})") from None
     check(isinstance(row, dict), "expected a JSON object with source and references", row)
     fields = {"source": "", "references": [], "target": [], "static": [], "names": {}}
     for name in row:
-        check(name in fields, f"unknown field {name!r}; expected {', '.join(fields)}", row[name])
+        check(name in fields, f"expected the fields {', '.join(fields)}", name)
     source, *lists, names = (fields | row).values()
     check(is_text(source), "field 'source': expected a non-empty string", source)
     for name, texts in zip(("references", "target", "static"), lists):
         check(isinstance(texts, list) and all(map(is_text, texts)),
               f"field {name!r}: expected a list of non-empty strings", texts)
     check(lists[0], "field 'references': expected at least one text", lists[0])
-    check(isinstance(names, dict) and all(isinstance(n, str) for n in names.values()),
-          "field 'names': expected an object of strings", names)
-    try:
-        "".join([source, *sum(lists, []), *names, *names.values()]).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: expected text that UTF-8 can encode, "
-                         f"found an unpaired surrogate") from None
+    check(isinstance(names, dict) and all(names)
+          and all(isinstance(name, str) for name in names.values()),
+          "field 'names': expected an object of placeholders and names", names)
     return Record(source, *lists, names, where)
 
 
@@ -94,30 +115,22 @@ def is_text(value) -> bool:
 
 
 def load_records(path: str) -> list[Record]:
-    """Read one JSONL file. Raises InputError naming the file and the line."""
-    records = []
+    """Read one JSONL file. Raises InputError that names the file and the line."""
+    expected = "expected JSONL with source and references on every line"
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}:{number}"
-                try:
-                    text = line.decode("utf-8-sig")
-                except UnicodeDecodeError as e:
-                    raise InputError(f"{where}: expected UTF-8 text ({e.reason})") from None
-                if text.strip():
-                    records.append(parse_record(text, where))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; "
-                         f"expected JSONL with source and references on every line") from None
+            lines = [line.removeprefix(b"\xef\xbb\xbf").strip() for line in file]  # no UTF-8 BOM
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({e.strerror}); {expected}") from None
+    records = [parse_record(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
     if not records:
-        raise InputError(f"{path}: empty; expected JSONL with source and references on every line")
+        raise InputError(f"{path}: empty; {expected}")
     return records
 
 
 def save_records(records: list[Record], path: str) -> None:
-    """Write JSONL that `load_records` reads back unchanged; never half a file."""
+    """Write JSONL that `load_records` reads back unchanged. Writes atomically: a crash keeps the
+    old file."""
     with open(path + ".tmp", "w", encoding="utf-8", newline="\n") as file:
         for r in records:
             row = {"source": r.source, "references": r.references}
@@ -132,12 +145,14 @@ def save_records(records: list[Record], path: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------
-# Data sets. What belongs to one of them is imported where it is needed: forecast.py and e2e.py
-# build on Record and InputError, and `python -m data.e2e` must find e2e.py not yet imported.
+# Data sets. forecast.py and e2e.py build on Record and InputError, so the functions that need them
+# import them; and `python -m data.e2e` must find e2e.py not yet imported.
 
 def load_dataset(name: str) -> dict[str, list[Record]]:
-    """`forecast`, `forecast2` (made on the fly) or a folder -> {"train": [...], "val": [...],
-    "test": [...]}. A folder of one of these names is typed ./forecast."""
+    """`forecast`, `forecast2` (generated) or a folder -> {"train": records, "val": …, "test": …}.
+
+    Raises InputError for a folder that does not exist or whose files are not as expected. (A
+    folder that is called forecast is typed ./forecast.)"""
     from data import forecast
     if name in forecast.GRAMMARS:
         return forecast.generate(name)
@@ -148,22 +163,22 @@ def load_dataset(name: str) -> dict[str, list[Record]]:
 
 
 def flags_of(name: str) -> dict[str, dict]:
-    """Flags tuned for a data set, setting -> {flag: value}, "" for every setting; {} if none are.
+    """The flags tuned for a data set: setting ("" for all) -> {flag: value}; {} without any.
 
-    A folder's flags.json holds such an object, or {"preset": "e2e"} or {"preset": "forecast"} for
-    the flags of that module. Raises InputError when it holds neither; which flags exist is for
-    the caller to know."""
+    The flags.json of a folder holds such an object, or {"preset": "e2e"} or {"preset":
+    "forecast"} for the flags of that module. Raises InputError when it holds neither; the caller
+    checks whether the flags exist."""
     from data import e2e, forecast
     if name in forecast.GRAMMARS:
         return forecast.FLAGS
     path = os.path.join(name, "flags.json")
     try:
         with open(path, encoding="utf-8-sig") as file:
-            flags = json.load(file)
+            flags = parse_json(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"{path}: expected JSON in UTF-8 ({e})") from None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: expected JSON in UTF-8 ({e!s:.80})") from None
     for preset, module in (("e2e", e2e), ("forecast", forecast)):
         if flags == {"preset": preset}:
             return module.FLAGS
@@ -179,15 +194,15 @@ def flags_of(name: str) -> dict[str, dict]:
 
 
 def stated(text: str, source: str) -> dict[str, bool] | None:
-    """Which facts of its source does a text state rightly? Each of the six facts of a forecast
-    record, each slot of an E2E record; None for any other source."""
+    """Fact -> does the text state it correctly? For the six facts of a forecast source and the
+    slots of an E2E source; None for any other source."""
     from data import e2e, forecast
     facts = forecast.stated(text, source)
     return e2e.stated(text, source) if facts is None else facts
 
 
 def data_hash(dataset: dict[str, list[Record]]) -> str:
-    """A fingerprint of every text: a base model belongs to the data it was trained on."""
+    """A hash of every text: a base model belongs to the data that it was trained on."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for r in dataset[split]:
@@ -201,14 +216,14 @@ def data_hash(dataset: dict[str, list[Record]]) -> str:
 
 @dataclass(slots=True)
 class Batch:
-    """B sources as tensors, and what the reward needs as strings.
+    """B sources as tensors, and as strings what the reward needs.
 
     A row is `[PAD ... source SEP | y_0 ... EOS PAD ...]`."""
     src: torch.Tensor  # (B,S) left-padded source ids, SEP in the last column
     pad: torch.Tensor  # (B,) how many of the S columns are padding
-    static: torch.Tensor  # (B,C,T) static texts, each ending in EOS, PAD after it
+    static: torch.Tensor  # (B,C,T) static texts: each ends in EOS, then PAD
     static_len: torch.Tensor  # (B,C) their lengths, EOS included
-    target: torch.Tensor  # (B,T) one text a source for maximum likelihood
+    target: torch.Tensor  # (B,T) one text per source for maximum likelihood
     target_len: torch.Tensor  # (B,)
     references: list[list[list[str]]]  # (B,C) what a text made from this static text is scored by
     all_references: list[list[str]]  # (B,) and a text that owes nothing to a stored one
@@ -221,8 +236,8 @@ class Batch:
 
 
 def encode_sources(sources: list[str], tok: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Strings -> ids (B,S), left-padded so that every target starts in the same column, and pad
-    counts (B,)."""
+    """B strings -> ids (B,S), left-padded so that every text starts in the same column, and how
+    many columns of each row are padding (B,)."""
     ids = [tok.encode(source) + [tok.sep] for source in sources]
     width = max(map(len, ids))
     src = torch.tensor([[tok.pad] * (width - len(row)) + row for row in ids])
@@ -231,8 +246,12 @@ def encode_sources(sources: list[str], tok: Tokenizer) -> tuple[torch.Tensor, to
 
 def encode_texts(texts: list[str], tok: Tokenizer,
                  max_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Strings -> ids (N,T) that end in EOS and are right-padded, and lengths (N,). Cut to max_len,
-    EOS kept."""
+    """N strings -> ids (N,T), each text ending in EOS and right-padded, and lengths (N,).
+
+    Longer texts are cut to max_len ids, the last of which is EOS. Raises ValueError when max_len
+    leaves no room for it."""
+    if max_len < 1:
+        raise ValueError(f"max_len {max_len}: expected at least 1")
     ids = [tok.encode(text)[:max_len - 1] + [tok.eos] for text in texts]
     width = max(map(len, ids))
     out = torch.tensor([row + [tok.pad] * (width - len(row)) for row in ids])
@@ -247,6 +266,8 @@ def make_batch(records: list[Record], targets: list[str], statics: list[list[str
     that keeps nothing of it may be scored against every reference (one more, which raises a reward
     that takes the best: by .018 of ROUGE on E2E)."""
     B = len(records)
+    if not len(targets) == len(statics) == B or len(set(map(len, statics))) > 1:
+        raise ValueError(f"expected a target and equally many static texts for {B} records")
     src, pad = encode_sources([r.source for r in records], tok)
     flat = [text for texts in statics for text in texts]
     ids, lengths = encode_texts(targets + flat, tok, max_len)  # one call, one width T for both

@@ -1,38 +1,32 @@
 """E2E restaurant descriptions: CSVs to records, and which slots a text states.
 
     python -m data.e2e devset.csv testset_w_refs.csv --out datasets/e2e
-    python -m data.e2e --download --out datasets/e2e        (needs a network)
 
-A source is a meaning representation such as `name[xname], food[Italian], near[xnear]`. The values
-of name and near become xname and xnear in both columns of the CSVs, because a restaurant's name
-says nothing about how to describe it; the names of the first line are kept in the record to be
-put back for output. The split is by delexicalised representation, never by line, or a tenth of
-the test set would be seen in training. Left out: spelling correction, and any cleaning of
-references that state something false (about 8% of slots); the reward has to cope.
-Data: Novikova, Dušek and Rieser (2017), CC BY-SA 4.0, https://github.com/tuetschek/e2e-dataset.
+The CSVs are at https://github.com/tuetschek/e2e-dataset (Novikova, Dušek and Rieser 2017; CC BY-SA
+4.0). A source is a meaning representation such as `name[xname], food[Italian], near[xnear]`. The
+values of name and near become xname and xnear in both columns of the CSVs, because a restaurant's
+name says nothing about how to describe it; a record keeps the names of its first line, so that they
+can be put back. The split is by delexicalised representation, not by line: otherwise a tenth of the
+test set would be seen in training. Left out: spelling correction, and any cleaning of references
+that state something false (about 8% of slots); the reward has to cope.
 """
-import argparse
 import csv
 import difflib
-import json
 import random
 import re
 import sys
-import urllib.request
 from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from data import InputError
+from data import InputError, Record, load_records, save_records
 
-URL = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"
-RELEASE = ("trainset.csv", "devset.csv", "testset_w_refs.csv")
 TEST, VAL, SEED = 200, 150, 0  # representations held out; fixed, so that results compare
 
-# Tuned flags: "" for every setting, then what differs in one. Several references a source are the
-# static texts, and are ranked against each other; masks are rare, since they add no words.
+# Tuned flags: "" for every setting, then what differs in one. The static texts are several
+# references per source, which are ranked against each other; masks are rare: they add no words.
 _RANKED = dict(num_static=8, stored="random", batch_size=16)
 FLAGS = {
     "": dict(reward="rouge+bleu+slot", n_layer=4, init_std=0.02, block_size=96, max_len=48,
@@ -53,7 +47,7 @@ FLAGS = {
 SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly",
          "near")
 MOST_MENTIONS = 2  # people do say a fact twice; a third time is an error (the name apart)
-# What a value may be called: a number may be put in words, but words not turned into a number.
+# What a value may be called: a text may put a number in words, but not words in a number.
 IN_WORDS = {"less than £20": "cheap", "£20-25": "moderate", "more than £30": "high",
             "1 out of 5": "low", "3 out of 5": "average", "5 out of 5": "high"}
 
@@ -73,7 +67,7 @@ _NO_MORE = (r"(?: (?:an?|the|very|really|good|suitable|ideal|recommend|recommend
 _MONEY = r"(?:£|pounds?\b|euros?\b|dollars?\b|quid\b)"
 
 
-def _rated(words: str, digit: str) -> tuple[str, str]:
+def _rating_patterns(words: str, digit: str) -> tuple[str, str]:
     """Patterns of a customer rating in words, and in figures."""
     figure = (rf"(?:{digit})(?: stars?)?(?: ?(?:out of|of|out|/) ?(?:5|five)\b| stars?\b)"
               rf"|{_RATE}{_BE}{{0,4}} (?:{digit})\b")
@@ -81,13 +75,13 @@ def _rated(words: str, digit: str) -> tuple[str, str]:
             rf"|{_RATE}{_BE}{{0,4}} (?:{words})\b", figure)
 
 
-_LOW, _1 = _rated("low|lowly|lower|poor|poorly|bad|badly", "1|one")
-_AVERAGE, _3 = _rated(
+_LOW, _1 = _rating_patterns("low|lowly|lower|poor|poorly|bad|badly", "1|one")
+_AVERAGE, _3 = _rating_patterns(
     "average|averagely|moderate|moderately|decent|mediocre|mid range|reasonable|ok", "3|three")
-_HIGH, _5 = _rated("high|highly|higher|good|great|excellent|perfect|well|top", "5|five")
+_HIGH, _5 = _rating_patterns("high|highly|higher|good|great|excellent|perfect|well|top", "5|five")
 
-# (slot, value, pattern) against lower-cased text without hyphens. Where two match at one place,
-# the upper one wins.
+# (slot, value, pattern) against lower-cased text without hyphens. If two match at one place, the
+# upper one wins.
 LEXICON = (
     ("name", "xname", r"xname\b"),
     ("near", "xnear", r"xnear\b"),
@@ -134,11 +128,8 @@ LEXICON = (
      rf"|{_COST}{_BE}{{0,4}} (?:high|higher|above average)\b|high(?:er)? (?:range|end)\b"),
 )
 _KNOWN = {(slot, value) for slot, value, _ in LEXICON}
-# Idle words open no pattern; skipping them early doubles the speed. Nothing begins behind a
-# letter, or behind a pound sign.
-_IDLE = (r"(?:the|is|and|in|it|that|serves?|with|has|located|food|offers|providing|provides"
-         r"|called|its|there|which)\b")
-_MENTION = re.compile(rf"(?<![\w£])(?!{_IDLE})(?:%s)" % "|".join(
+# No mention begins right after a letter or a pound sign.
+_MENTION = re.compile(r"(?<![\w£])(?:%s)" % "|".join(
     f"(?:{pattern})(?P<_{i}>)" for i, (_, _, pattern) in enumerate(LEXICON)))
 _MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
 
@@ -146,7 +137,7 @@ _MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
 @lru_cache(maxsize=1 << 12)
 def _parse_mr(source: str) -> dict[str, str] | None:
     slots, end = {}, 0
-    while match := _MR.match(source, end):
+    while (match := _MR.match(source, end)) and match[1] not in slots:  # none is given twice
         slots[match[1]], end = match[2].strip(), match.end()
     ordered = {slot: slots[slot] for slot in SLOTS if slot in slots}
     return ordered if ordered and end == len(source) else None
@@ -158,8 +149,8 @@ def has_slots(source: str) -> bool:
 
 
 def parse_slots(source: str) -> dict[str, str]:
-    """slot -> value of a meaning representation, in one order of slots. Raises InputError for
-    another text."""
+    """slot -> value of a meaning representation, in the order of SLOTS. Raises InputError for any
+    other text."""
     slots = _parse_mr(source)
     if slots is None:
         raise InputError(f"source {source[:80]!r}: expected slots such as name[xname], "
@@ -179,7 +170,7 @@ def _mentions(text: str) -> dict[str, Counter]:
 
 
 def _is_right(slot: str, value: str | None, text: str, found: Counter) -> bool:
-    """Does a text state this value of a slot, and no other? None: the source lacks the slot."""
+    """Does a text state this value of a slot, and no other? Value None: the source lacks it."""
     said = set(found)
     if slot == "eatType" and value != "restaurant":
         said.discard("restaurant")  # any place may be called that
@@ -193,8 +184,8 @@ def _is_right(slot: str, value: str | None, text: str, found: Counter) -> bool:
 
 
 def stated(text: str, source: str) -> dict[str, bool] | None:
-    """For each slot of a source: does the text state it rightly? None when the source is no
-    meaning representation."""
+    """Slot -> does the text state it correctly? None when the source is no meaning
+    representation."""
     slots = _parse_mr(source)
     if slots is None:
         return None
@@ -209,11 +200,11 @@ def slot_errors(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, 
 
     Each of the eight E2E slots is right or is one error: it is missing, has another value (alone
     or beside the right one), or is mentioned though the source lacks it. A number may be put in
-    words (£20-25 as moderate), not the reverse; any place may be called a restaurant too; saying
-    a fact twice is fine, a third time is an error, except for the name. Raises InputError for a
-    source that is no meaning representation."""
+    words (£20-25 as moderate), not the reverse; any place may be called a restaurant, too; a text
+    may say a fact twice, but only the name more often. Raises InputError for a source that is no
+    meaning representation, ValueError when the lists differ in length."""
     errors, totals = [], []
-    for text, source in zip(hypotheses, sources):
+    for text, source in zip(hypotheses, sources, strict=True):
         slots, found = parse_slots(source), _mentions(text)
         right = [_is_right(slot, slots.get(slot), text, found.get(slot, Counter()))
                  for slot in slots.keys() | found.keys()]
@@ -232,24 +223,30 @@ def slot(hypotheses: list[str], references: list[list[str]], sources: list[str])
 # The converter
 
 def read_rows(path: Path) -> list[tuple[str, str, str]]:
-    """(place, mr, ref) of every line of a CSV, place as FILE:LINE. Raises InputError for a file,
-    a column or a representation that is not as expected."""
+    """(place, mr, ref) of every line of a CSV, place as FILE:LINE. Raises InputError for a file, a
+    header, a line or a representation that is not as expected."""
+    rows, place = [], str(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"mr", "ref"} <= set(reader.fieldnames or ()):
+            reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or []
+            if names.count("mr") != 1 or names.count("ref") != 1:
                 raise InputError(f"{path}:1: expected a CSV with the columns mr and ref, "
-                                 f"found {reader.fieldnames}")
-            rows = [(f"{path}:{reader.line_num}", row["mr"] or "", row["ref"] or "")
-                    for row in reader]
+                                 f"found {names}")
+            for row in reader:
+                place = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():  # more fields than names, or fewer
+                    raise InputError(f"{place}: expected {len(names)} fields as in the header, "
+                                     f"with quotes around a text that has commas")
+                if not has_slots(row["mr"]):
+                    raise InputError(f"{place}: expected slots such as name[The Mill], "
+                                     f"food[Italian], found {row['mr'][:60]!r}")
+                rows.append((place, row["mr"], row["ref"]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a readable CSV in UTF-8: {error}") from None
+        raise InputError(f"{place}: expected a readable CSV in UTF-8 from here on: "
+                         f"{error}") from None
     if not rows:
         raise InputError(f"{path}:2: expected at least one line below the header")
-    for place, mr, _ in rows:
-        if not has_slots(mr):
-            raise InputError(f"{place}: expected slots such as name[The Mill], food[Italian], "
-                             f"found {mr[:60]!r}")
     return rows
 
 
@@ -264,22 +261,21 @@ def _replace(text: str, name: str, token: str) -> str | None:
     if times:
         return replaced
     words, size = list(re.finditer(r"\w+", text)), len(core.split())
-    best, likeness = None, 0.0
-    for n in {size, max(1, size - 1)}:
-        for i in range(len(words) - n + 1):
-            start, end = words[i].start(), words[i + n - 1].end()
-            matcher = difflib.SequenceMatcher(None, text[start:end].lower(), core.lower())
-            if matcher.ratio() > likeness:
-                best, likeness = (start, end), matcher.ratio()
-    if likeness < 0.75:
+    spans = [(words[i].start(), words[i + n - 1].end())
+             for n in {size, max(1, size - 1)} for i in range(len(words) - n + 1)]
+
+    def likeness(span: tuple[int, int]) -> float:
+        return difflib.SequenceMatcher(None, text[slice(*span)].lower(), core.lower()).ratio()
+
+    best = max(spans, key=likeness, default=None)
+    if best is None or likeness(best) < 0.75:
         return None
-    start, end = best
-    return re.sub(r"\bthe\s+$", "", text[:start], flags=re.IGNORECASE) + token + text[end:]
+    return re.sub(r"\bthe\s+$", "", text[:best[0]], flags=re.IGNORECASE) + token + text[best[1]:]
 
 
 def delexicalise(mr: str, ref: str) -> tuple[str, str | None, dict[str, str]]:
-    """(mr with xname, xnear and its slots in one order; ref likewise, None when a name is not in
-    it; the names)."""
+    """(mr with xname and xnear, its slots in the order of SLOTS; ref with them, None when a name
+    is not in it; the names)."""
     slots, names = parse_slots(mr), {}
     text = " ".join(ref.split())
     named = [slot for slot in ("name", "near") if slot in slots]
@@ -290,7 +286,7 @@ def delexicalise(mr: str, ref: str) -> tuple[str, str | None, dict[str, str]]:
     return source, text or None, dict(sorted(names.items()))
 
 
-def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[dict]], list[str]]:
+def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[Record]], list[str]]:
     """Rows of `read_rows` -> ({"train": records, "val": …, "test": …}, the places of references
     that were dropped because their name or near place could not be found). Raises InputError
     when there are too few to split."""
@@ -300,9 +296,9 @@ def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[dict]], li
         if ref is None:
             dropped.append(place)
             continue
-        record = records.setdefault(mr, {"source": mr, "references": [], "names": names})
-        if ref not in record["references"]:
-            record["references"].append(ref)
+        references = records.setdefault(mr, Record(mr, [], names=names)).references
+        if ref not in references:
+            references.append(ref)
     if len(records) <= TEST + VAL:
         path = rows[0][0].rpartition(":")[0]
         raise InputError(f"{path}: expected more than {TEST + VAL} different representations to "
@@ -314,76 +310,46 @@ def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[dict]], li
     return {part: [records[mr] for mr in mrs] for part, mrs in parts.items()}, dropped
 
 
-def write(files: dict[str, str], out: Path) -> bool:
-    """Writes name -> text into `out`; False when all were there already. Never overwrites: raises
-    InputError when one is there with other content, or when `out` cannot be written."""
+def write(parts: dict[str, list[Record]], out: Path) -> None:
+    """Writes the splits, and flags.json if there is none. Raises InputError when `out` cannot be
+    written, and rather than overwrite other records."""
+    paths = {out / f"{part}.jsonl": records for part, records in parts.items()}
     try:
-        present = {name: (out / name).read_text("utf-8")
-                   for name in files if (out / name).exists()}
-        for name, text in present.items():
-            if text != files[name]:
-                raise InputError(f"{out / name}: holds other data; expected a new --out; "
-                                 f"nothing was written")
+        for path, records in paths.items():
+            if path.exists() and load_records(str(path)) != records:
+                raise InputError(f"{path}: holds other data; expected a new --out; nothing was "
+                                 f"written")
         out.mkdir(parents=True, exist_ok=True)
-        for name in files.keys() - present.keys():
-            (out / name).write_text(files[name], "utf-8", newline="\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{out}: expected a directory that can be written: {error}") from None
-    return len(present) < len(files)
+        for path, records in paths.items():
+            save_records(records, str(path))
+        if not (out / "flags.json").exists():
+            (out / "flags.json").write_text('{"preset": "e2e"}\n', "utf-8")  # FLAGS above
+    except OSError as error:
+        raise InputError(f"--out {out}: expected a folder that can be written: {error}") from None
 
 
-def download(folder: Path) -> list[Path]:
-    """Fetches the release's CSVs into `folder`, unless they are there. Raises InputError without
-    a network."""
-    paths = [folder / name for name in RELEASE]
-    for path in paths:
-        if path.exists():
-            continue
-        try:
-            with urllib.request.urlopen(URL + path.name, timeout=30) as reply:
-                content = reply.read()
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"{URL}{path.name}: could not be downloaded to {path} ({error}); "
-                             f"with the CSVs at hand: python -m data.e2e CSV ... --out DIR"
-                             ) from None
-    return paths
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.e2e", description="E2E NLG CSVs to records for train.py.")
-    parser.add_argument("csv", nargs="*", type=Path, help="files with the columns mr and ref")
-    parser.add_argument("--out", required=True, type=Path,
-                        help="directory for train.jsonl, val.jsonl and test.jsonl")
-    parser.add_argument("--download", action="store_true",
-                        help="fetch the release into --out first, and use it")
-    args = parser.parse_args(argv)
-    if not args.csv and not args.download:
-        parser.error("expected CSV files, or --download")
-    sys.stdout.reconfigure(errors="backslashreplace")  # a path may have letters a console lacks
-    try:
-        paths = args.csv + (download(args.out) if args.download else [])
-        rows = [row for path in paths for row in read_rows(path)]
-        parts, dropped = convert(rows)
-        files = {f"{part}.jsonl": "".join(
-            json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            for part, records in parts.items()}
-        files["flags.json"] = json.dumps({"preset": "e2e"}) + "\n"  # FLAGS above
-        new = write(files, args.out)
-    except InputError as error:
-        print(f"data.e2e: {error}", file=sys.stderr)
-        sys.exit(2)
+def command(paths: list[Path], out: Path) -> None:
+    rows = [row for path in paths for row in read_rows(path)]
+    parts, dropped = convert(rows)
+    write(parts, out)
     places = ", ".join(dropped[:5]) + (" ..." if len(dropped) > 5 else "")
     print(f"{len(rows)} lines read; {len(dropped)} dropped, their name or near place was not "
           f"found" + (f": {places}" if dropped else ""))
     for part, records in parts.items():
-        references = sum(len(record["references"]) for record in records)
+        references = sum(len(r.references) for r in records)
         print(f"{part}: {len(records)} representations, {references} references")
-    print(f"written to {args.out}" if new
-          else f"{args.out} holds exactly this already; nothing was written")
+    print(f"written to {out}")
+
+
+def main(argv: list[str]) -> None:
+    from lab.cli import Parser, run_command  # not at the top: lab stands above data
+
+    parser = Parser(prog="python -m data.e2e", description="E2E NLG CSVs to records for train.py.")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="CSV",
+                        help="a file with the columns mr and ref")
+    parser.add_argument("--out", required=True, type=Path, help="the folder of the records")
+    run_command("data.e2e", lambda: command(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

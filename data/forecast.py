@@ -5,7 +5,7 @@ A source is a record: place | day part | sky | temperature | wind direction and 
 gives fluent text that says little. The *references* state every fact precisely, in each of three
 orders. The reward compares with the references, so it pays for facts. Some vague phrases have the
 length of the precise one ("wind from the sea at some point", "wind from the north at 20 knots"),
-so words can be exchanged in place, sometimes two at a time; others are shorter or longer and want
+so words can be exchanged in place, sometimes two at a time; others are shorter or longer and need
 a new sentence.
 
     Oslo | morning | heavy rain | 12 | north 20
@@ -13,9 +13,9 @@ a new sentence.
     reference  Expect heavy rain and 12 degrees in Oslo this morning, with wind from the north at
                20 knots.
 
-Two data sets: `forecast` is the one to develop on; `forecast2` (vaguer, other phrases, other
-orders) is never tuned on, and repeats every headline. Both are frozen: a test pins the hash of
-their output.
+Two data sets: `forecast` is for development; `forecast2` (vaguer, with other phrases and orders)
+repeats every headline, and no flag was tuned on it. Both are frozen: a test pins the hash of their
+output.
 """
 import random
 import re
@@ -33,7 +33,6 @@ FLAGS = {
     "masked": dict(steps=40, K=64, stored="best"),
     "refresh": dict(steps=60, K=64, stored="best", refresh=8),
 }
-
 
 PLACES = ("Oslo Bergen Lisbon Porto Madrid Paris Lyon Geneva Vienna Prague Berlin Hamburg Dublin "
           "Cork Turin Naples").split()
@@ -95,7 +94,7 @@ DRAFTS = 3  # per record
 
 _SOURCE = re.compile(r"(?P<place>\w+) \| (?P<part>\w+) \| (?P<sky>[\w ]+) \| (?P<temperature>\d+) "
                      r"\| (?P<direction>\w+) (?P<speed>\d+)")
-_SAID = dict(  # how a precise phrase is recognized, in both grammars
+_SAID = dict(  # how to recognize a precise phrase of either grammar
     place="{place}", part="{part}", sky="{sky}", temperature="{temperature} degrees",
     direction="from the {direction}", speed="{speed} knots")
 
@@ -127,7 +126,8 @@ def make_record(grammar: Grammar, rng: random.Random) -> Record:
 
 
 def generate(name: str = "forecast") -> dict[str, list[Record]]:
-    """All three splits, the same on every machine; no source occurs in two places."""
+    """All three splits, the same on every machine; no source occurs twice. Raises KeyError for a
+    name that is not in GRAMMARS."""
     grammar = GRAMMARS[name]
     rng, seen, dataset = random.Random(grammar.seed), set(), {}
     for split, size in SIZES.items():
@@ -141,8 +141,7 @@ def generate(name: str = "forecast") -> dict[str, list[Record]]:
 
 
 def stated(text: str, source: str) -> dict[str, bool] | None:
-    """Which of a record's six facts does a text state rightly? None when the source is no such
-    record."""
+    """Fact -> does the text state it correctly? None when the source is not one of this task."""
     record = _SOURCE.fullmatch(source)
     if record is None:
         return None

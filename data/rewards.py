@@ -1,8 +1,8 @@
-"""Rewards and metrics: ROUGE, BLEU and chrF, and whatever the user writes.
+"""Rewards and metrics: ROUGE, BLEU and chrF, and the functions that users write.
 
 A reward is any function (hypotheses, references, sources) -> N numbers in 0..1; `load_reward`
-makes one from what people type after --reward. `rouge`, `bleu` and `chrf` are the metrics of the
-same names, equal to the packages rouge-score and sacrebleu. Left out on purpose: stemming, other
+makes one from the words after --reward. `rouge`, `bleu` and `chrf` are the metrics of the same
+names, equal to the packages rouge-score and sacrebleu. Left out on purpose: stemming, other
 tokenizers than 13a, lower-cased BLEU, ROUGE-Lsum, chrF with word n-grams.
 """
 import difflib
@@ -11,11 +11,11 @@ import math
 import os
 import re
 import sys
-import types
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,39 +27,51 @@ Reward = Callable[[list[str], list[list[str]], list[str]], Iterable[float]]
 
 
 class RewardError(Exception):
-    """The user's reward module or function raised; `__cause__` is their exception, with its
-    traceback."""
+    """The user's reward module or function raised `__cause__`, which has its traceback."""
 
 
 def _check_references(hypotheses: list[str], references: list[list[str]]) -> None:
     if len(hypotheses) != len(references):
         raise ValueError(
             f"{len(hypotheses)} hypotheses but {len(references)} lists of references")
-    if not all(references):
-        raise ValueError("every hypothesis needs at least one reference")
+    if not all(references) or any(isinstance(refs, str) for refs in references):
+        raise ValueError("expected a list of at least one reference for every hypothesis")
 
 
-def _numbered(items: list) -> tuple[np.ndarray, list]:
+def _number(items: list) -> tuple[np.ndarray, list]:
     """Items -> a number for each, equal for equal items (N,), and the distinct items by number."""
     number = defaultdict(count().__next__)  # the next number for an item that is new
     numbers = np.fromiter(map(number.__getitem__, items), np.int32, len(items))
     return numbers, list(number)
 
 
+def _occurrences(grams: list[str]) -> set[str]:
+    """The distinct n-grams; the second occurrence of `ab` is `ab 2`, and so on.
+
+    So the clipped number of matches of two texts is the size of an intersection, which needs no
+    loop in Python."""
+    occurrences = set(grams)
+    if len(occurrences) < len(grams):
+        for gram, times in Counter(grams).items():
+            if times > 1:
+                occurrences.update([f"{gram} {k}" for k in range(2, times + 1)])
+    return occurrences
+
+
 # -------------------------------------------------------------------------------------------------
 # ROUGE (Lin 2004)
 #
-# A reward that runs thousands of times an update must not loop over words in Python. So all pairs
+# A reward that runs thousands of times per update must not loop over words in Python. So all pairs
 # of a hypothesis and a reference are scored at once, and the loop runs over the *positions* of
 # hypothesis words, at most about a hundred. For each pair and each hypothesis word h, `bits` holds
-# one bit for each reference word r: 1 where the two words are equal. Take the hypothesis
+# one bit for each reference word r: 1 if the two words are equal. Take the hypothesis
 # `the cat the` and the reference `the cat sat` (bit 0, the lowest, belongs to the first word):
 #
 #     h = 0  the  001        ROUGE-1: each word of the hypothesis uses up the lowest bit that is
 #     h = 1  cat  010        still free: `the` bit 0, `cat` bit 1, the second `the` finds none.
 #     h = 2  the  001        Two hits; that is the clipped count of matches.
 #
-# ROUGE-2 does the same with bigrams: h and r are equal bigrams where bit r of word h and bit r + 1
+# ROUGE-2 does the same with bigrams: h and r are equal bigrams if bit r of word h and bit r + 1
 # of word h + 1 are set. ROUGE-L keeps one row of the usual table of common subsequence lengths as
 # bits too, and one addition of integers moves it on to the next row. A reference of more than
 # 64 words takes W integers, lowest first.
@@ -70,22 +82,22 @@ _CELLS = 1 << 19  # word-by-word comparisons at a time: the tables stay within t
 
 
 def _cut(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Words as rouge-score cuts them, [a-z0-9]+ of the lower case.
+    """Words as rouge-score cuts them, [a-z0-9]+ of the lower case: one number for each word of all
+    texts, and for each text the index of its first word and its number of words, (N,) each.
 
-    Returns the numbers of all words of all texts, and for each text where its words begin and how
-    many they are (N,). All texts are cut as one, a zero character behind each."""
+    All texts are cut as one, with a zero character after each."""
     if any("\0" in text for text in texts):
         texts = [text.replace("\0", " ") for text in texts]
     joined = " \0 ".join([*texts, ""]).lower()
     words = joined.encode("ascii", "replace").translate(_ASCII_WORDS).split()
-    ids, distinct = _numbered(words)
+    ids, distinct = _number(words)
     ends = np.flatnonzero(ids == distinct.index(b"\0"))
     starts = np.append(0, ends[:-1] + 1)
     return ids, starts, ends - starts
 
 
 def _rows(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int) -> np.ndarray:
-    """Texts of `_cut` as rows (P,W) of word numbers, `fill` behind them."""
+    """Texts of `_cut` as rows (P,W) of word numbers, padded with `fill`."""
     columns = np.arange(max(1, lengths.max()))
     padded = ids.take(starts[:, None] + columns, mode="clip")
     return np.where(columns < lengths[:, None], padded, fill)
@@ -107,8 +119,8 @@ def _bigram_bits(bits: np.ndarray) -> np.ndarray:
 
 
 def _overlap(bits: np.ndarray) -> np.ndarray:
-    """Clipped matches (P,): each n-gram of the hypothesis uses up one equal n-gram of the
-    reference, the first that is still free."""
+    """Clipped matches (P,): each n-gram of the hypothesis uses up the first equal n-gram of the
+    reference that is still free."""
     free = np.full(bits.shape[1:], ~np.uint64(0))
     for row in bits:
         found = False
@@ -156,19 +168,19 @@ def rouge(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     (N,3), in 0..1.
 
     Equal to rouge-score's `score_multi` without stemmer. Equal pairs of texts are scored once.
-    Raises ValueError when the two lists differ in length or a hypothesis has no reference.
+    Raises ValueError when the lists differ in length or a hypothesis has no list of references.
     """
     _check_references(hypotheses, references)
     if not hypotheses:
         return np.zeros((0, 3))
-    numbers, texts = _numbered([*hypotheses, *chain.from_iterable(references)])
+    numbers, texts = _number([*hypotheses, *chain.from_iterable(references)])
     counts = np.array([len(refs) for refs in references])
     hyp, ref = numbers[:len(hypotheses)].repeat(counts), numbers[len(hypotheses):]
     pairs, index = np.unique(hyp * np.int64(len(texts)) + ref, return_inverse=True)
     hyp, ref = np.divmod(pairs, len(texts))
     ids, starts, lengths = _cut(texts)
     size = np.maximum(1, np.maximum(lengths[hyp], lengths[ref]))
-    order = np.argsort(-size, kind="stable")  # similar lengths side by side, the longest first
+    order = np.argsort(-size, kind="stable")  # similar lengths side by side, longest first
     scores, done = np.empty((len(pairs), 3)), 0
     while done < len(order):
         part = order[done:done + max(1, _CELLS // int(size[order[done]]) ** 2)]
@@ -186,7 +198,7 @@ _SPLITS = [(re.compile(pattern), into) for pattern, into in (
     (r"([!-&(-+:-@\[-`{-~/])", r" \1 "),  # ASCII punctuation but ' , - .
     (r"([^0-9])([.,])", r"\1 \2 "),  # point and comma stay inside numbers
     (r"([.,])([^0-9])", r" \1 \2"),
-    (r"([0-9])(-)", r"\1 \2 "))]  # a dash leaves the number before it
+    (r"([0-9])(-)", r"\1 \2 "))]  # a dash is cut off the number before it
 
 
 def _tokens_13a(text: str) -> list[str]:
@@ -201,36 +213,23 @@ def _tokens_13a(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _ngrams(text: str) -> tuple[int, Counter]:
-    """How many tokens a text has, and how often each of its n-grams occurs, n = 1..4."""
+def _word_ngrams(text: str) -> list[set[str]]:
+    """The n-grams of a text's tokens, one set of `_occurrences` for each n = 1..4."""
     tokens = _tokens_13a(text)
-    grams = Counter()
-    for n in (1, 2, 3, 4):
-        grams.update(zip(*(tokens[i:] for i in range(n))))
-    return len(tokens), grams
-
-
-@lru_cache(maxsize=1 << 12)
-def _reference_ngrams(texts: tuple[str, ...]) -> tuple[list[int], Counter]:
-    """Lengths of the references, and of each n-gram the most that a single reference holds."""
-    lengths, most = [], Counter()
-    for text in texts:
-        length, grams = _ngrams(text)
-        lengths.append(length)
-        most |= grams
-    return sorted(lengths), most
+    grams = [tokens]
+    for n in (1, 2, 3):
+        grams.append([f"{gram} {word}" for gram, word in zip(grams[-1], tokens[n:])])
+    return list(map(_occurrences, grams))
 
 
 def _bleu_counts(hypothesis: str, references: list[str]) -> np.ndarray:
     """(10,): length, closest reference length, matches of 1..4-grams, their totals."""
-    length, grams = _ngrams(hypothesis)
-    lengths, allowed = _reference_ngrams(tuple(references))
-    matches = [0, 0, 0, 0]
-    for gram, times in grams.items():
-        if gram in allowed:
-            matches[len(gram) - 1] += min(times, allowed[gram])
+    grams, allowed = _word_ngrams(hypothesis), [_word_ngrams(text) for text in references]
+    length = len(grams[0])
+    matches = [len(own & set().union(*others)) for own, others in zip(grams, zip(*allowed))]
+    lengths = sorted(len(words) for words, *_ in allowed)
     closest = min(lengths, key=lambda other: abs(other - length))  # the shorter one wins a tie
-    return np.array([length, closest, *matches, *(max(length - n, 0) for n in range(4))])
+    return np.array([length, closest, *matches, *map(len, grams)])
 
 
 def _bleu_score(counts: np.ndarray, effective_order: bool) -> float:
@@ -251,10 +250,7 @@ def _bleu_score(counts: np.ndarray, effective_order: bool) -> float:
 
 def bleu(hypotheses: list[str], references: list[list[str]]) -> float:
     """Corpus BLEU-4 in 0..100, equal to sacrebleu's default `corpus_bleu` (13a tokens, exp
-    smoothing, case kept).
-
-    Hypotheses may have different numbers of references. 0 for no hypotheses. Raises as `rouge`.
-    """
+    smoothing, case kept); 0 for no hypotheses. Raises as `rouge` does."""
     _check_references(hypotheses, references)
     counts = sum(map(_bleu_counts, hypotheses, references), np.zeros(10, int))
     return 100 * _bleu_score(counts, effective_order=False)
@@ -262,7 +258,7 @@ def bleu(hypotheses: list[str], references: list[list[str]]) -> float:
 
 def sentence_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """BLEU-4 of each text alone, float64 (N,) in 0..1: sacrebleu's `sentence_bleu` / 100. Raises
-    as `rouge`."""
+    as `rouge` does."""
     _check_references(hypotheses, references)
     scores = [_bleu_score(_bleu_counts(hypothesis, refs), effective_order=True)
               for hypothesis, refs in zip(hypotheses, references)]
@@ -270,28 +266,15 @@ def sentence_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndar
 
 
 # -------------------------------------------------------------------------------------------------
-# chrF (Popović 2015, as sacrebleu computes it), for every writing system: it needs no words
+# chrF (Popović 2015, as sacrebleu computes it): for every script, since it needs no words
 
-_ORDERS = range(1, 7)
 _BETA = 2  # recall counts for twice as much as precision
 
 
 def _character_ngrams(text: str) -> list[set[str]]:
-    """The n-grams of a text without its white space, one set for each n = 1..6.
-
-    The second occurrence of `ab` is `ab 2`, and so on: then the clipped number of matches of two
-    texts is the size of an intersection, which Python finds without a loop of ours."""
+    """The n-grams of a text without white space, one set of `_occurrences` for each n = 1..6."""
     text = "".join(text.split())
-    sets = []
-    for n in _ORDERS:
-        grams = [text[i:i + n] for i in range(len(text) - n + 1)]
-        distinct = set(grams)
-        if len(distinct) < len(grams):
-            for gram, times in Counter(grams).items():
-                if times > 1:
-                    distinct.update([f"{gram} {k}" for k in range(2, times + 1)])
-        sets.append(distinct)
-    return sets
+    return [_occurrences([text[i:i + n] for i in range(len(text) - n + 1)]) for n in range(1, 7)]
 
 
 _reference_sets = lru_cache(maxsize=1 << 8)(_character_ngrams)  # 100 KB for 130 characters
@@ -315,7 +298,7 @@ def chrf(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
 
     Equal to sacrebleu's `sentence_chrf` / 100 with its default settings: 1- to 6-grams without
     white space, case kept, means of precision and recall over the orders that both texts reach.
-    Raises as `rouge`."""
+    Raises as `rouge` does."""
     _check_references(hypotheses, references)
     scores = []
     for hypothesis, refs in zip(hypotheses, references):
@@ -333,66 +316,103 @@ BUILT_IN: dict[str, Reward] = {
     "chrf": lambda hypotheses, references, sources: chrf(hypotheses, references),
     "slot": slot,
 }
+_OURS = {"data", "lab", "model", "sorl", "theory", "train"}  # modules of this project
 
 
 def load_reward(spec: str) -> Callable[[list[str], list[list[str]], list[str]], np.ndarray]:
     """The reward that `spec` names: rouge (the mean of its three columns), bleu (of each text),
-    chrf, slot, or module:function; several joined by + are averaged.
+    chrf, slot, or module:function; the mean of several that are joined by +.
 
-    A module is looked for in the current directory first, whatever its name, then among those
-    installed. The result maps (hypotheses, references, sources) to float64 (N,); equal cases are
-    scored once. Raises InputError when there is no such reward, or when one returns anything but
-    N finite numbers in 0..1, and RewardError when the user's module or function raises."""
-    names = _names(spec)
-    parts = [_find_reward(name) for name in names]
+    The result maps (hypotheses, references, sources) to float64 (N,) and scores equal cases once.
+    Raises InputError when there is no such reward, or when it returns anything but N finite
+    numbers in 0..1, and RewardError when the user's module or function raises."""
+    parts = [(name, BUILT_IN.get(name) or _load_function(name)) for name in _names(spec)]
 
-    def reward(hypotheses: list[str], references: list[list[str]],
-               sources: list[str]) -> np.ndarray:
+    def reward(hypotheses, references, sources):
         # Samples of one source repeat each other, the more so the more a policy has learned.
         cases = list(zip(hypotheses, map(tuple, references), sources, strict=True))
-        numbers, distinct = _numbered(cases)
+        numbers, distinct = _number(cases)
         columns = []
-        for name, part in zip(names, parts):
+        for name, part in parts:
             texts = [text for text, _, _ in distinct]  # new lists: a reward may change its own
             refs = [list(refs) for _, refs, _ in distinct]
             values = part(texts, refs, [source for _, _, source in distinct])
-            columns.append(_checked(name, values, len(distinct)))
+            columns.append(_check_values(name, values, distinct))
         return np.mean(columns, axis=0)[numbers]
 
     return reward
 
 
-def is_built_in(spec: str) -> bool:
-    """Whether a reward runs no code but ours."""
-    return all(name in BUILT_IN for name in _names(spec))
+def _load_function(name: str) -> Reward:
+    """The user's module:function, from the current directory or else from an installed module."""
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise InputError(f"reward {name!r}: expected {', '.join(BUILT_IN)} or module:function"
+                         + _suggest(name, BUILT_IN))
+    if module_name.split(".")[0] in _OURS:
+        raise InputError(f"reward {name!r}: {module_name!r} is a module of this project; expected "
+                         f"a file of another name")
+    if sys.path[0] != os.getcwd():
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    with _users_code(name):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # the module exists; what it imports does not
+            module = None
+    if module is None:
+        files = [file.stem for file in Path.cwd().glob("*.py")]
+        raise InputError(f"reward {name!r}: no module {module_name!r} here or installed"
+                         + _suggest(module_name, files))
+    functions = {key: value for key, value in vars(module).items() if callable(value)}
+    if function_name not in functions:
+        raise InputError(f"reward {name!r}: module {module_name!r} has no function "
+                         f"{function_name!r}" + _suggest(function_name, functions))
+
+    @_users_code(name)
+    def reward(hypotheses, references, sources):
+        most = len(hypotheses) + 1  # an endless generator is refused, too
+        values = functions[function_name](hypotheses, references, sources)
+        return list(islice(values, most)) if isinstance(values, Iterator) else values
+
+    return reward
 
 
-def source_of(spec: str) -> bytes:
-    """The files of the user's modules in a reward that `load_reward` has found; b"" without."""
-    names = [name.partition(":")[0] for name in _names(spec) if name not in BUILT_IN]
-    files = [getattr(_find_module(name), "__file__", None) for name in names]
-    return b"".join(Path(file).read_bytes() for file in files if file)
+@contextmanager
+def _users_code(name: str):
+    """What the user's code raises becomes the cause of a RewardError, whatever its type: their
+    ConnectionError or SystemExit must not be taken for ours."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise RewardError(f"reward {name!r} raised {type(error).__name__}") from error
 
 
-def blind_to(spec: str, references: list[list[str]]) -> str | None:
-    """One line on what a reward cannot see in these references, or None.
-
-    ROUGE reads a to z and 0 to 9 alone, and BLEU words between spaces: of Hindi, Arabic, Thai or
-    Chinese texts the one or the other sees little, and training would learn from nothing."""
-    texts = list(chain.from_iterable(references))[:1000]
-    letters = [c for text in texts for c in text.lower() if c.isalnum()]
-    words = [word for text in texts for word in _tokens_13a(text)]
-    if "rouge" in _names(spec) and letters:
-        unread = sum(not c.isascii() for c in letters) / len(letters)
-        if unread > 0.5:
-            return (f"the reward rouge reads a to z and 0 to 9 alone, and {unread:.0%} of the "
-                    f"letters in the references are others; chrf reads every script")
-    if "bleu" in _names(spec) and words:
-        length = sum(map(len, words)) / len(words)
-        if length > 15:
-            return (f"the reward bleu compares words between spaces, and in the references they "
-                    f"have {length:.0f} letters; chrf compares characters")
-    return None
+def _check_values(name: str, values, cases: list[tuple]) -> np.ndarray:
+    """What a reward returned, as float64 (n,). Raises InputError for anything but n numbers in
+    0..1 that have an order: a set has none, and a dictionary's is not that of the cases."""
+    expected = f"expected {len(cases)} finite numbers in 0..1, one for each hypothesis"
+    is_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    array, reason = None, ""
+    if is_list or hasattr(values, "__array__"):
+        try:
+            array = np.asarray(values, np.float64)
+        except Exception as error:  # words, or a tensor that needs gradients or lies on a GPU
+            reason = f" ({' '.join(str(error).split()):.80})"
+    if array is None:
+        raise InputError(f"reward {name!r} returned {type(values).__name__}: {expected}, as a "
+                         f"list{reason}")
+    if array.shape != (len(cases),):
+        raise InputError(f"reward {name!r} returned shape {array.shape}: {expected}")
+    bad = np.flatnonzero(~((array >= -1e-6) & (array <= 1 + 1e-6)))  # NaN compares false
+    if len(bad):
+        value, text = (values if is_list else array)[bad[0]], cases[bad[0]][0]
+        raise InputError(f"reward {name!r} returned {value} for the text {text!r:.60}: {expected}")
+    return array.clip(0.0, 1.0)  # rounding may step over the ends
 
 
 def _names(spec: str) -> list[str]:
@@ -404,84 +424,47 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _find_reward(name: str) -> Reward:
-    """Raises InputError when it does not exist, RewardError when its module raises."""
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    module_name, _, function_name = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
-        raise InputError(f"reward {name!r}: expected {', '.join(BUILT_IN)} or module:function"
-                         + _suggest(name, BUILT_IN))
-    module = _guarded(name, lambda: _find_module(module_name))
-    if module is None:
-        here = [path.stem for path in Path.cwd().glob("*.py")]
-        raise InputError(f"reward {name!r}: no module {module_name!r} here or installed"
-                         + _suggest(module_name, here))
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        callables = [key for key, value in vars(module).items() if callable(value)]
-        raise InputError(f"reward {name!r}: module {module_name!r} has no function "
-                         f"{function_name!r}" + _suggest(function_name, callables))
+# -------------------------------------------------------------------------------------------------
+# What is known about a reward before it runs
 
-    def reward(hypotheses, references, sources):
-        values = _guarded(name, lambda: function(hypotheses, references, sources))
-        # A generator runs the user's code only when it is read.
-        return _guarded(name, lambda: list(values)) if isinstance(values, Iterator) else values
-
-    return reward
+def is_built_in(spec: str) -> bool:
+    """Whether a reward runs no code but ours."""
+    return set(_names(spec)) <= BUILT_IN.keys()
 
 
-def _guarded(name: str, run: Callable):
-    """What `run()` returns. What it raises becomes the cause of a RewardError, whatever its type:
-    a ConnectionError or SystemExit of the user's code must not be taken for ours."""
-    try:
-        return run()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise RewardError(f"reward {name!r} raised {type(error).__name__}") from error
+def source_of(spec: str) -> bytes:
+    """The code of the user's modules in a reward that `load_reward` has found, and of the modules
+    that they have imported from the same folder; b"" for built-in rewards."""
+    files = set()
+    for name in set(_names(spec)) - BUILT_IN.keys():
+        main = Path(sys.modules[name.partition(":")[0]].__file__)
+        files.add(main)
+        for name, module in list(sys.modules.items()):
+            file = Path(getattr(module, "__file__", None) or "")
+            installed = "site-packages" in file.parts or file.suffix != ".py"
+            ours = name.split(".")[0] in {*_OURS, "__main__"}
+            if main.parent in file.parents and not installed and not ours:
+                files.add(file)
+    return b"".join(file.read_bytes() for file in sorted(files))
 
 
-def _find_module(name: str) -> types.ModuleType | None:
-    """The module of the user, from the current directory or else installed; None if in neither.
+def blind_to(spec: str, references: list[list[str]]) -> str | None:
+    """One line on what a reward cannot see in these references, or None.
 
-    The user may have a data.py or model.py, as we do. So files of the current directory are
-    imported as members of a package that no one else can name. They find their neighbours by the
-    usual import, which finds our modules first."""
-    folder, house = os.getcwd(), str(Path(__file__).resolve().parents[1])
-    package = types.ModuleType(f"reward_modules_of_{os.fsencode(folder).hex()}")
-    package.__path__ = [folder]
-    sys.modules.setdefault(package.__name__, package)
-    if house not in sys.path:
-        sys.path.insert(0, house)
-    if folder not in sys.path:
-        sys.path.insert(sys.path.index(house) + 1, folder)
-    importlib.invalidate_caches()
-    for full_name in (f"{package.__name__}.{name}", name):
-        try:
-            module = importlib.import_module(full_name)
-        except ModuleNotFoundError as error:
-            if f"{full_name}.".startswith(f"{error.name}."):
-                continue
-            raise  # the module exists; what it imports does not
-        if getattr(module, "__file__", None) or full_name == name:  # else a folder of that name
-            return module
+    ROUGE reads only a to z and 0 to 9, and BLEU compares words between spaces. Of texts in Hindi,
+    Thai or Chinese, or of emoji and signs, one or the other sees little, so that training would
+    learn nothing."""
+    texts = list(chain.from_iterable(references))[:1000]
+    letters = [c for text in texts for c in text if c.isalnum() or not c.isascii()]
+    words = [word for text in texts for word in _tokens_13a(text)]
+    if "rouge" in _names(spec):
+        unread = sum(not c.isascii() for c in letters) / len(letters) if letters else 1.0
+        if unread > 0.5:
+            return (f"the reward rouge reads only a to z and 0 to 9, and {unread:.0%} of the "
+                    f"letters and signs in the references are others; chrf reads every script")
+    if "bleu" in _names(spec) and words:
+        length = sum(map(len, words)) / len(words)
+        if length > 15:
+            return (f"the reward bleu compares words between spaces, and in the references these "
+                    f"have {length:.0f} letters on average; chrf compares characters")
     return None
-
-
-def _checked(name: str, values: Iterable[float], n: int) -> np.ndarray:
-    """The values of a reward as float64 (n,). Raises InputError when they are anything else."""
-    expected = f"expected {n} finite numbers in 0..1, one for each hypothesis"
-    try:
-        array = np.asarray(values if hasattr(values, "__array__") else list(values), np.float64)
-    except Exception as error:  # None, a tensor that needs gradients or lies on a GPU, words
-        reason = " ".join(str(error).split())
-        raise InputError(f"reward {name!r} returned {type(values).__name__}: {expected} "
-                         f"({reason:.80})") from None
-    if array.shape != (n,):
-        raise InputError(f"reward {name!r} returned shape {array.shape}: {expected}")
-    bad = ~((array >= -1e-6) & (array <= 1 + 1e-6))  # NaN compares false
-    if bad.any():
-        raise InputError(f"reward {name!r} returned {array[bad][0]} for hypothesis "
-                         f"{bad.argmax()}: {expected}")
-    return array.clip(0.0, 1.0)  # rounding may step over the ends

@@ -7,13 +7,13 @@ import random
 import pytest
 
 import data
-from data import Record
 from data.tokenizer import Tokenizer
 
 FILES = int(os.environ.get("FUZZ_FILES", 300))
 PIECES = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\r", b"\x00", b"\xff", b"\\u", b"-1",
           b"\\ud800", b"null", b"1e999", b'"source"', b'"references": []', b"[[]]", b"NaN", b"=",
           "é".encode(), b"\xef\xbb\xbf", b"[" * 2000, b"9" * 30]
+TEXT = "the cat sat \x00 ☃"
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -36,51 +36,39 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return bytes(content)
 
 
-def test_mutated_records_load_or_are_refused(tmp_path):
-    path, outcomes = tmp_path / "some.jsonl", {"loaded": 0, "refused": 0}
-    records = [Record(f"source {i}", [f"text {i}", "☃"], ["x"], names={"xname": "é"})
-               for i in range(3)]
-    data.save_records(records, str(path))
-    content = path.read_bytes()
+def load(path) -> None:
+    """What people do with the file, and what must hold then."""
+    if path.name == "some.jsonl":
+        for r in data.load_records(str(path)):
+            assert r.source and r.references and r.target and r.static
+            " ".join((r.source, *r.references, *r.target, *r.static)).encode()
+    elif path.name == "flags.json":
+        flags = data.flags_of(str(path.parent))
+        assert all(isinstance(values, dict) for values in flags.values())
+    else:
+        tok = Tokenizer.load(path.read_text("utf-8", "replace"))
+        assert tok.decode(tok.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("name, content", [
+    ("some.jsonl", '{"source": "a source of many words", "references": ["a text of words", "☃"], '
+     '"target": ["x"], "names": {"xname": "é"}}\n' * 3),
+    ("flags.json", '{"": {"lr": 0.1, "K": 8}, "online": {"a": "b"}}'),
+    ("ranks", Tokenizer.train([TEXT] * 3, 300).ranks)])
+def test_mutated_files_load_or_are_refused(tmp_path, name, content):
+    path, outcomes = tmp_path / name, {"loaded": 0, "refused": 0}
     for i in range(FILES):
-        path.write_bytes(mutated(content, random.Random(i)))
+        path.write_bytes(mutated(content.encode(), random.Random(i)))
         try:
-            for r in data.load_records(str(path)):
-                assert isinstance(r.source, str) and r.references and r.target and r.static, i
-                assert all(isinstance(t, str) for t in (*r.references, *r.target, *r.static)), i
-                " ".join((r.source, *r.references)).encode()
+            load(path)
             outcomes["loaded"] += 1
-        except data.InputError as error:
-            assert "some.jsonl" in str(error) and "\n" not in str(error), i
+        except data.InputError if name != "ranks" else ValueError as error:
+            assert name == "ranks" or name in str(error) and "\n" not in str(error), i
             outcomes["refused"] += 1
     assert min(outcomes.values()) > FILES // 50, outcomes
 
 
-def test_mutated_flags_load_or_are_refused(tmp_path):
-    path, content = tmp_path / "flags.json", b'{"": {"lr": 0.1, "K": 8}, "online": {"a": "b"}}'
-    for i in range(FILES):
-        path.write_bytes(mutated(content, random.Random(i)))
-        try:
-            assert all(isinstance(flags, dict) for flags in data.flags_of(str(tmp_path)).values())
-        except data.InputError as error:
-            assert "flags.json" in str(error) and "\n" not in str(error), i
-
-
-def test_mutated_tokenizers_work_or_are_refused():
-    text = "the cat sat \x00 ☃"
-    content, worked = Tokenizer.train([text] * 3, 300).ranks.encode(), 0
-    for i in range(FILES):
-        ranks = mutated(content, random.Random(i)).decode("utf-8", "replace")
-        try:
-            tok = Tokenizer.load(ranks)
-        except ValueError:
-            continue
-        assert tok.decode(tok.encode(text)) == text
-        worked += 1
-    assert 0 < worked < FILES // 2
-
-
-@pytest.mark.parametrize("value", [None, [], {}, b"x\n", 1, float("nan"), "", "\n", "no encoding"])
+@pytest.mark.parametrize("value", [None, [], b"x\n", float("nan"), "", "\n", "no encoding"])
 def test_tokenizers_of_other_types_are_refused(value):
     with pytest.raises(ValueError):
         Tokenizer.load(value)

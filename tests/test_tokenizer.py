@@ -16,9 +16,9 @@ EVERY_CHARACTER = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xD80
 BYTES = {bytes([byte]): byte for byte in range(256)}
 
 
-def training_texts(records):
-    return list(dict.fromkeys(
-        text for r in records for text in (r.source, *r.references, *r.target, *r.static)))
+@pytest.fixture(scope="module")
+def tok():
+    return Tokenizer.train([r.references[0] for r in forecast.generate()["val"]], 400)
 
 
 # ---- cutting
@@ -33,12 +33,6 @@ def test_both_engines_agree_on_every_character(number):
         text = EVERY_CHARACTER[at:at + 100_000]
         found = "".join(re.findall(alternative, text))
         assert found.encode() == bytes(encoding.encode_ordinary(text))
-
-
-def test_no_character_is_lost():
-    assert "".join(re.findall(PATTERN, EVERY_CHARACTER)) == EVERY_CHARACTER
-    tok = Tokenizer.train(["x"], 256)
-    assert tok.decode(tok.encode(EVERY_CHARACTER)) == EVERY_CHARACTER
 
 
 def pieces_of_tiktoken(text: str) -> list[str]:
@@ -63,7 +57,7 @@ def test_both_engines_cut_the_same_pieces(seed):
 def test_long_runs_are_cut(run):
     """A word of 60,000 letters, a million spaces: pieces stay short, the text comes back."""
     text = "a" + run * 60_000
-    pieces = [piece.decode() for piece in count_pieces([text], 10 ** 9, 10 ** 9)]
+    pieces = [piece.decode() for piece in count_pieces([text], 10 ** 9)]
     assert max(map(len, pieces)) <= LONGEST + 1  # the space before it
     tok = Tokenizer.train([text], 300)
     text = run * 1_000_000 + "b"
@@ -106,29 +100,30 @@ def test_bpe_against_the_textbook(seed):
     assert train_bpe(texts, 300) == naive_bpe(texts, 300)
 
 
+def test_merges_go_from_the_left():
+    assert merge((1, 1, 1, 2, 1, 1), (1, 1), 9) == (9, 1, 2, 9)
+
+
 @pytest.mark.parametrize("name, expected", [
     ("forecast", "3bc198b013df436d"), ("forecast2", "dc78755c532b6851")])
 def test_vocabularies_of_the_embedded_task_are_frozen(name, expected):
-    tok = Tokenizer.train(training_texts(forecast.generate(name)["train"]), 1000)
+    texts = [text for r in forecast.generate(name)["train"]
+             for text in (r.source, *r.references, *r.target)]
+    tok = Tokenizer.train(list(dict.fromkeys(texts)), 1000)
     assert hashlib.sha256(tok.ranks.encode()).hexdigest()[:16] == expected
 
 
-def test_rare_pieces_are_left_out_where_all_are_new():
-    counts = count_pieces(["aa bb aa cc aa bb"], 10 ** 9, max_bytes=6)
-    assert counts == {b" aa": 3, b" bb": 2}
-    assert len(count_pieces([f"w{i}" for i in range(100)], 50, 10 ** 9)) < 60  # every other text
+def test_rare_pieces_are_left_out_if_all_are_new_and_less_than_the_bytes_is_refused():
+    assert count_pieces(["aa bb aa cc aa bb"], max_bytes=6) == {b" aa": 3, b" bb": 2}
+    with pytest.raises(ValueError, match="the 256 bytes at least"):
+        Tokenizer.train(["x"], 259)
 
 
 # ---- the tokenizer
 
-@pytest.fixture(scope="module")
-def tok():
-    return Tokenizer.train([r.references[0] for r in forecast.generate()["val"]], 400)
-
-
 @pytest.mark.parametrize("text", [
     "", " ", "a  b\n\nc", "é ² ‿ _x_ 12345 \u0301 ☃ \t", "Oslo, 3 degrees.", " leading",
-    "日本語 \U0001f600", "\0\x1c\x85\ufeff", EVERY_CHARACTER[:70_000:7]])
+    "日本語 \U0001f600", "\0\x1c\x85\ufeff", EVERY_CHARACTER])
 def test_every_text_comes_back(tok, text):
     assert tok.decode(tok.encode(text)) == text
     assert tok.decode(tok.encode(text) + [tok.eos, 5, 6]) == text  # nothing after the end token
@@ -138,12 +133,7 @@ def test_ranks_are_in_tiktokens_format_and_reload(tok):
     lines = [line.split() for line in tok.ranks.splitlines()]
     rank = {base64.b64decode(token): int(number) for token, number in lines}
     assert sorted(rank.values()) == list(range(len(rank))) and len(rank) + 4 == tok.vocab_size
-    again = Tokenizer.load(tok.ranks)
-    assert again.encode("This evening in Oslo") == tok.encode("This evening in Oslo")
+    first, second = Tokenizer.load(tok.ranks).encode("wind wind")  # one token wherever it stands
+    assert [first] == [second] == tok.encode("wind")
     special = (tok.pad, tok.sep, tok.eos, tok.mask)
     assert special == tuple(range(tok.vocab_size - 4, tok.vocab_size))
-
-
-def test_words_are_single_tokens_wherever_they_stand(tok):
-    first, second = tok.encode("wind wind")
-    assert first == second

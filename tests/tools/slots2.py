@@ -1,9 +1,9 @@
-"""A second matcher of E2E slots, which no reward can have learned to please.
+"""A second matcher of E2E slots, against which no reward was ever trained.
 
-It shares no pattern with data/e2e.py: word stems, negations within four words of a child, and
-grades (low, middle, high) given to the nearest word about money or ratings. Lenient where the
-first is strict: numbers and words of one grade are equal, a price or rating may be graded twice if
-one grade is right, and repetition is ignored."""
+It shares no pattern with data/e2e.py: it looks for word stems, for negations within four words of
+a child, and gives grades (low, middle, high) to the nearest word about money or ratings. It accepts
+what the first refuses: numbers and words of one grade are equal, a price or rating may be graded
+twice if one grade is right, and repetition is ignored."""
 import re
 from collections import defaultdict
 
@@ -40,8 +40,8 @@ KNOWN = {(slot, value) for slot, value, _ in LEXICON}
 
 
 def nearest(words: list[str], at: int, stems: tuple[str, ...]) -> int:
-    """Steps from the word `at` to the nearest word with one of the stems, in halves; words after
-    it are half a step nearer."""
+    """Half steps from the word `at` to the nearest word with one of the stems; a word after it
+    counts as half a step nearer."""
     return min((2 * abs(i - at) - (i > at) for i, word in enumerate(words)
                 if word.startswith(stems)), default=99)
 
