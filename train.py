@@ -9,7 +9,7 @@ Read `loss`, then `update`, then `fit`. A run that was stopped continues where i
 last bit, by the same command.
 """
 import copy
-import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -18,8 +18,10 @@ from dataclasses import replace
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the imports needs no traceback
-    if os.environ.get("SORL"):  # a student's file, see lab/EXERCISES.md
-        sys.modules["sorl"] = importlib.import_module(os.environ["SORL"])
+    if name := os.environ.get("SORL"):  # a student's file, see lab/EXERCISES.md
+        if importlib.util.find_spec(name) is None:
+            sys.exit(f"train.py: SORL={name}: no such module here or on PYTHONPATH")
+        sys.modules["sorl"] = importlib.import_module(name)
 import sorl  # before torch: see model.py
 import torch
 
@@ -89,11 +91,14 @@ def reinforce(run: Run, batch: data.Batch, number: int, slot: int):
         return sorl.uniforms(shape, cfg.seed, number, purpose).to(policy.device)
 
     # The mask: which tokens are the model's? The K samples of a text share it.
+    u = uniforms("mask", N, T)
     if cfg.mask == "tail":
-        mask = sorl.sample_tail(uniforms("mask", N), lengths, T, cfg.p_m)
-    else:  # coins; a model that sees its own tokens may also write past the end
+        mask = sorl.sample_tail(u[:, 0], lengths, T, cfg.p_m)
+    elif cfg.mask == "coins":  # a model that sees its own tokens may also write past the end
         reach = torch.full_like(lengths, T + 1) if cfg.observation == "full" else lengths
-        mask = sorl.sample_mask(uniforms("mask", N, T), reach, cfg.p_m)
+        mask = sorl.sample_mask(u, reach, cfg.p_m)
+    else:
+        raise ValueError(f"expected mask coins or tail; got {cfg.mask!r}")
 
     # What is fed. Samples that had to be decoded serve `reuse` updates, so they may be older.
     u, old = uniforms("tokens", N, cfg.K, T), None
@@ -263,7 +268,7 @@ def train_setting(cfg: Config, folder: str, base: Policy, task: Task) -> None:
     except Diverged as e:
         task.note(str(e))
         processes.first(evaluate.write_row, folder, cfg, {
-            "name": cfg.setting, "steps": run.step, "diverged": True})
+            "name": cfg.setting, "steps": run.step, **run.counts})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Evaluation: it disturbs neither the counts nor the randomness of a run."""
 import functools
+import json
 import math
 import re
 
@@ -40,7 +41,7 @@ def logits_of(policy: Policy, sources: list[str], text: torch.Tensor) -> torch.T
 
 
 def rows_at_once(policy: Policy) -> int:
-    """256 texts, or fewer where the logits (rows,T,V) of so many would take more than 512 MB."""
+    """256 texts, or fewer if the logits (rows,T,V) of so many would take more than 512 MB."""
     return max(1, min(256, 2 ** 27 // (policy.T * policy.tok.vocab_size)))
 
 
@@ -89,7 +90,7 @@ def copying(policy: Policy, records: list[Record], limit: int = 100) -> float | 
 
     Every word of a reference that its own source has and the next record's source has not: is it
     ten times likelier after its own source than after the next? The share of them, teacher-forced;
-    None where references repeat nothing. Neither the loss nor the greedy texts tell."""
+    None if references repeat nothing. Neither the loss nor the greedy texts tell."""
     records = records[:limit]
     sources = [r.source for r in records]
     others = sources[1:] + sources[:1]
@@ -181,13 +182,13 @@ def diagnose(run: Run, log: dict) -> dict:
     return row
 
 
-def is_due(cfg, step: int) -> bool:
+def is_due(cfg: Config, step: int) -> bool:
     """Every eval_every updates; and after the first ten of RL, in which most is learned."""
     return step % cfg.eval_every == 0 or step <= 10 and cfg.setting != "mle"
 
 
 def evaluate(run: Run, records: list[Record]) -> dict:
-    """Validation figures for the log; writes samples.txt, and keeps best.pt.
+    """Validation figures for the log; writes samples.txt and texts.jsonl, and keeps best.pt.
 
     The best of an RL run is that of the highest validation reward; a base keeps its last weights,
     because neither its loss nor its greedy texts tell when it has learned to copy."""
@@ -202,6 +203,7 @@ def evaluate(run: Run, records: list[Record]) -> dict:
     for r, text in zip(records[:3], texts):
         lines.append(f"  {r.source}\n    {r.put_names_back(text)}\n")
     run.write("samples.txt", "".join(lines))
+    run.write("texts.jsonl", json.dumps({"step": run.step, "texts": texts[:20]}) + "\n")
     if is_base or val_reward > run.best:
         run.best = val_reward
         save(policy_state(run.policy, cfg) | {"step": run.step}, f"{run.folder}/best.pt")

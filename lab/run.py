@@ -3,6 +3,7 @@
     config.json      the flags, what they were used on, and the code that used them
     metrics.jsonl    one line per update           ckpt.pt    the state from which it continues
     samples.txt      texts at every evaluation     best.pt    the weights that are tested
+    texts.jsonl      more of them, for the page
 """
 import ast
 import glob
@@ -35,7 +36,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CODE = ("train.py", "sorl.py", "model.py", "data/__init__.py", "data/tokenizer.py",
         "data/rewards.py", "data/forecast.py", "data/e2e.py", "lab/batches.py", "lab/evaluate.py",
         "lab/processes.py", "lab/run.py", "lab/task.py")
-LOGS = ("metrics.jsonl", "samples.txt")
+LOGS = ("metrics.jsonl", "samples.txt", "texts.jsonl")
 FILES = ("ckpt.pt", "best.pt", "results.json", "predictions.jsonl", "predictions.txt", *LOGS)
 STATE = ("step", "counts", "best", "finished")
 
@@ -64,7 +65,9 @@ def hash_code() -> dict[str, str]:
 def check_folder(folder: str, config: dict, anew: bool) -> None:
     """Raises InputError if a folder holds something else than runs of train.py, or the checkpoint
     of another run or of other code. Without a checkpoint there is nothing in it to lose."""
-    files = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"--out {folder}: is a file; expected a folder")
+    files = set(os.listdir(folder)) if os.path.exists(folder) else set()
     files -= {".lock", "config.json.tmp"}
     was = read_json(f"{folder}/config.json")
     if was is None and not files:

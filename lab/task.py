@@ -118,7 +118,7 @@ def count_cut_texts(dataset: dict[str, list[Record]], policy: Policy) -> int:
     no room for a text of T tokens."""
     T, room = policy.T, policy.model.config.block_size - policy.T
 
-    def is_long(text: str, limit: int) -> bool:  # a text has at most one token per byte, and a space
+    def is_long(text: str, limit: int) -> bool:  # at most one token per byte, and a space
         return len(text.encode()) >= limit and len(policy.tok.encode(text)) > limit
 
     records = list(chain(*dataset.values()))
@@ -165,6 +165,8 @@ def load_pretrained(folder: str) -> tuple[GPT, Tokenizer]:
         model, tok = load_gpt2(folder), Tokenizer.load(folder)
     except ValueError as e:
         raise InputError(f"--pretrained {e}") from None
+    if not all(torch.isfinite(p).all() for p in model.parameters()):
+        raise InputError(f"--pretrained {folder}: some weights are not finite")
     if tok.vocab_size != model.config.vocab_size:
         raise InputError(f"--pretrained {folder}: vocab.json has {tok.vocab_size - 3} tokens, the "
                          f"model {model.config.vocab_size - 3}")
