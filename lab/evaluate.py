@@ -69,22 +69,6 @@ def validate(policy: Policy, records: list[Record], reward):
 
 
 @uncounted
-def validation_loss(policy: Policy, records: list[Record]) -> float:
-    """Mean cross-entropy per token of every target of the records; nats."""
-    total, count = 0.0, 0
-    pairs = [(r.source, text) for r in records for text in r.target]
-    for part in slices(len(pairs), rows_at_once(policy)):
-        sources, targets = zip(*pairs[part])
-        text, lengths = data.encode_texts(targets, policy.tok, policy.T)
-        text = text.to(policy.device)
-        with autocast(policy.device):
-            logits = logits_of(policy, sources, text)
-        total += float(sorl.mle_loss(logits, text, lengths.to(policy.device)))
-        count += int(lengths.sum())
-    return total / count
-
-
-@uncounted
 def copying(policy: Policy, records: list[Record], limit: int = 100) -> float | None:
     """Does the model take words from its source? RL cannot teach that in a few updates.
 
@@ -197,7 +181,6 @@ def evaluate(run: Run, records: list[Record]) -> dict:
     val_reward, texts = validate(run.policy, records, run.reward)
     row = {"val_reward": val_reward}
     if is_base:
-        row["val_loss"] = validation_loss(run.policy, records)
         row["copying"] = copying(run.policy, records)
     lines = [f"step {run.step}  validation reward {val_reward:.4f}\n"]
     for r, text in zip(records[:3], texts):

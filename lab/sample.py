@@ -33,11 +33,11 @@ def run_mode(mode: str, given: dict, reinforce) -> None:
     count_cut_texts(dataset, policy)
     cfg = replace(cfg, out=given.get("out", ""))
     if mode == "eval":
-        eval_mode(cfg, policy, dataset, reward)
+        evaluate(cfg, policy, dataset, reward)
     elif mode == "candidates":
-        candidates_mode(cfg, policy, dataset, reward)
+        write_candidates(cfg, policy, dataset, reward)
     else:
-        sample_mode(cfg, policy, dataset, reward, reinforce)
+        show_samples(cfg, policy, dataset, reward, reinforce)
 
 
 def config_of(state: dict, given: dict) -> Config:
@@ -59,7 +59,7 @@ def new_folder(path: str) -> None:
         raise InputError(f"--out {path}: cannot be made ({e.strerror})") from None
 
 
-def eval_mode(cfg: Config, policy: Policy, dataset, reward) -> None:
+def evaluate(cfg: Config, policy: Policy, dataset, reward) -> None:
     """Quality of a checkpoint's greedy texts on the test split; with --out, the texts too."""
     if cfg.out:
         new_folder(cfg.out)
@@ -74,7 +74,7 @@ def eval_mode(cfg: Config, policy: Policy, dataset, reward) -> None:
 
 
 @torch.no_grad()
-def candidates_mode(cfg: Config, policy: Policy, dataset, reward) -> None:
+def write_candidates(cfg: Config, policy: Policy, dataset, reward) -> None:
     """Write the data again, with K texts of the policy per source, best first, as static texts."""
     if not cfg.out:
         raise InputError("--mode candidates: expected --out, the folder of the new data")
@@ -105,7 +105,7 @@ def candidates_mode(cfg: Config, policy: Policy, dataset, reward) -> None:
 
 
 @torch.no_grad()
-def sample_mode(cfg: Config, policy: Policy, dataset, reward, reinforce) -> None:
+def show_samples(cfg: Config, policy: Policy, dataset, reward, reinforce) -> None:
     """The method on one source: static text, what is fed, samples with their rewards, greedy text.
 
     A source of the data has its static text and references; another starts from the policy's

@@ -75,14 +75,15 @@ class Task:
         one tokenizer per size of the vocabulary."""
         if self.init:
             return self.init
-        texts, size, model = self.dataset["train"], cfg.vocab_size, None
+        train, size, model = self.dataset["train"], cfg.vocab_size, None
         if cfg.pretrained:
             model, self.toks[size] = load_pretrained(cfg.pretrained)
         elif size not in self.toks:
-            self.toks[size] = Tokenizer.train(training_texts(texts), size)
+            texts = [t for r in train for t in (r.source, *r.references, *r.target, *r.static)]
+            self.toks[size] = Tokenizer.train(list(dict.fromkeys(texts)), size)
         tok, T = self.toks[size], cfg.max_len
         if T == 0:
-            longest = {text for r in texts[:10_000] for text in (*r.target, *r.static)}
+            longest = {text for r in train[:10_000] for text in (*r.target, *r.static)}
             longest = 1 + max(len(tok.encode(text)) for text in longest)
             T = min(cfg.block_size // 2, longest)
         torch.manual_seed(cfg.seed)
@@ -105,12 +106,6 @@ class Task:
         if cfg.credit > 0 and all(len(set(texts)) < 2 for texts in groups):
             self.note(f"{cfg.setting}: no source has two different static texts, so that their "
                       f"ranking teaches nothing; expected several (--mode candidates makes them)")
-
-
-def training_texts(records: list[Record]) -> list[str]:
-    """Every text of the records once, in their order."""
-    return list(dict.fromkeys(
-        text for r in records for text in (r.source, *r.references, *r.target, *r.static)))
 
 
 def count_cut_texts(dataset: dict[str, list[Record]], policy: Policy) -> int:
