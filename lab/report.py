@@ -42,7 +42,7 @@ LEVEL, MARGIN = 0.98, 0.02  # of reward, for cost at matched quality
 COLUMNS = {
     "name": ("setting", "{}", ""),
     "p_m": ("p_m", "{:g}", "share of the tokens that the model samples; the rest is static text"),
-    "K": ("K", "{:g}", "samples per static text (online: per source); offline: C, its stored texts"),
+    "K": ("K", "{:g}", "samples per static text (online: per source); offline: C, stored texts"),
     "refresh": ("refresh", "{:g}", "updates between two refreshes of the static text; 0: never"),
     "reuse": ("reuse", "{:g}", "updates that each sample serves"),
     "value": ("value", "{}", ""),
