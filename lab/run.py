@@ -64,8 +64,9 @@ def hash_code() -> dict[str, str]:
 def check_folder(folder: str, config: dict, anew: bool) -> None:
     """Raises InputError if a folder holds something else than runs of train.py, or the checkpoint
     of another run or of other code. Without a checkpoint there is nothing in it to lose."""
-    files = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    files -= {".lock", "config.json.tmp"}
+    if not os.path.isdir(folder):  # `claim` makes it, or says what is in the way
+        return
+    files = set(os.listdir(folder)) - {".lock", "config.json.tmp"}
     was = read_json(f"{folder}/config.json")
     if was is None and not files:
         return
