@@ -9,7 +9,7 @@ Read `loss`, then `update`, then `fit`. A run that was stopped continues where i
 last bit, by the same command.
 """
 import copy
-import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -18,8 +18,12 @@ from dataclasses import replace
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the imports needs no traceback
-    if os.environ.get("SORL"):  # a student's file, see lab/EXERCISES.md
-        sys.modules["sorl"] = importlib.import_module(os.environ["SORL"])
+    if name := os.environ.get("SORL"):  # a student's file, see lab/EXERCISES.md
+        if "." in name or importlib.util.find_spec(name) is None:
+            print(f"train.py: SORL={name}: no such module; expected my_sorl for my_sorl.py here",
+                  file=sys.stderr)
+            sys.exit(2)
+        sys.modules["sorl"] = importlib.import_module(name)
 import sorl  # before torch: see model.py
 import torch
 
