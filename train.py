@@ -235,10 +235,10 @@ def fit(run: Run, task: Task, name: str) -> None:
 def base_config(cfg: Config) -> Config:
     """The run of the base model. Flags that do not concern it are reset, so that settings share it;
     --init's policy is a base that needs no update."""
-    same = {name: getattr(cfg, name) for name in (*BASE, "data", "init", "seed", "anew")}
+    same = (*BASE, "data", "init", "seed", "anew", "save_every")
     steps = 0 if cfg.init else cfg.base_steps
     return replace(
-        Config(), **same, **SETTINGS["mle"], mode="base", setting="mle",
+        Config(), **{name: getattr(cfg, name) for name in same}, **SETTINGS["mle"], mode="base", setting="mle",
         steps=steps, lr=cfg.base_lr, batch_size=cfg.base_batch, eval_every=max(1, steps // 6),
         masked_from=round(steps * (1 - cfg.base_masked)))
 
