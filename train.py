@@ -247,9 +247,14 @@ def train_base(cfg: Config, folder: str, task: Task) -> Policy:
     """The base model in a folder, trained unless it is there already; and its row in the table."""
     policy = task.new_policy(cfg)
     run = Run(cfg, policy, task.reward(cfg.reward), folder, make_optimizer(cfg, policy.model))
-    fit(run, task, "base")
+    try:
+        fit(run, task, "base")
+    except Diverged:
+        processes.first(evaluate.write_diverged_row, folder, cfg, "base", run.step)
+        raise
     policy = load_policy(f"{folder}/best.pt", task.device)
     evaluate.note_copying(policy, task.dataset["val"])
+    processes.first(evaluate.test_run, cfg, "base", folder, policy, task)
     return policy
 
 
@@ -266,8 +271,7 @@ def train_setting(cfg: Config, folder: str, base: Policy, task: Task) -> None:
         processes.first(evaluate.test_run, cfg, cfg.setting, folder, base, task)
     except Diverged as e:
         task.note(str(e))
-        processes.first(evaluate.write_row, folder, cfg, {
-            "name": cfg.setting, "steps": run.step, "diverged": True})
+        processes.first(evaluate.write_diverged_row, folder, cfg, cfg.setting, run.step)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -334,10 +338,18 @@ def compare(given: dict) -> None:
     with claim(claimed, cfg.anew):
         made, table = {}, f"vary-{varied}" if varied else "results"
         for _, config, folder, home in runs:
-            if home not in made:
-                made[home] = train_base(configs[home], home, task)
-                processes.first(evaluate.test_run, configs[home], "base", home, made[home], task)
-            train_setting(config, folder, made[home], task)
+            try:
+                if home not in made:
+                    made[home] = train_base(configs[home], home, task)
+            except Diverged as e:
+                if len({base for *_, base in runs}) == 1:  # nothing else can run
+                    raise
+                made[home] = None
+                task.note(str(e))
+            if made[home]:
+                train_setting(config, folder, made[home], task)
+            else:
+                processes.first(evaluate.write_diverged_row, folder, config, config.setting, 0)
             rows = processes.first(read_finished, runs, varied, claimed)
             processes.first(write_json, rows, f"{cfg.out}/{table}.json")
         if processes.rank() == 0 and varied:

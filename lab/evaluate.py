@@ -221,6 +221,10 @@ def test_run(cfg: Config, name: str, folder: str, base: Policy, task: Task) -> N
     write_row(folder, cfg, row)
 
 
+def write_diverged_row(folder: str, cfg: Config, name: str, step: int) -> None:
+    write_row(folder, cfg, {"name": name, "steps": step, "diverged": True})
+
+
 def write_row(folder: str, cfg: Config, row: dict) -> None:
     """results.json: what is known of a run, and the flags that its table shows."""
     row = row | {"setting": row["name"], "seed": cfg.seed}
