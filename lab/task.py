@@ -168,7 +168,13 @@ def load_pretrained(folder: str) -> tuple[GPT, Tokenizer]:
     if tok.vocab_size != model.config.vocab_size:
         raise InputError(f"--pretrained {folder}: vocab.json has {tok.vocab_size - 3} tokens, the "
                          f"model {model.config.vocab_size - 3}")
+    if not is_finite(model):
+        raise InputError(f"--pretrained {folder}: some weights are not finite")
     return model, tok
+
+
+def is_finite(model: GPT) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def score(reward, policy: Policy, tokens, batch: data.Batch, kept=None) -> torch.Tensor:
@@ -233,7 +239,7 @@ def load_policy(path: str, device, state: dict | None = None) -> Policy:
         raise InputError(f"{path}: weights and shape do not fit ({first_line(e)})") from None
     if not fits:
         raise InputError(f"{path}: its tokenizer or its longest text T does not fit its network")
-    if not all(torch.isfinite(p).all() for p in model.parameters()):
+    if not is_finite(model):
         raise InputError(f"{path}: some weights are not finite")
     return Policy(model.to(device), tok, state["T"], device)
 
