@@ -244,7 +244,8 @@ def base_config(cfg: Config) -> Config:
 
 
 def train_base(cfg: Config, folder: str, task: Task) -> Policy:
-    """The base model in a folder, trained unless it is there already; and its row in the table."""
+    """The base model in a folder, trained unless it is there already; and its row in the table.
+    Raises Diverged."""
     policy = task.new_policy(cfg)
     run = Run(cfg, policy, task.reward(cfg.reward), folder, make_optimizer(cfg, policy.model))
     try:
