@@ -22,7 +22,7 @@ FEW = ("--K", "3")
 SETTINGS = {  # every setting, and every flag of the method somewhere
     "mle": (),
     "offline": ("--num_static", "3"),
-    "online": FEW,
+    "online": (*FEW, "--p_m", "1"),  # which it fixes, and which may be typed
     "full": (*FEW, "--p_m", "0.5"),
     "tail": (*FEW, "--reuse", "1"),
     "masked": FEW,
@@ -75,8 +75,8 @@ def folder(tmp_path_factory):
 def base(folder, tmp_path_factory):
     """The checkpoint of a base model."""
     out = tmp_path_factory.mktemp("base")
-    words = merge(*TINY, "--steps", "1", "--settings", "mle", "--data", folder, "--out", str(out))
-    train.main(words)
+    train_only(merge(*TINY, "--steps", "1", "--settings", "mle", "--data", folder,
+                     "--out", str(out)))
     return str(out / "base/best.pt")
 
 
@@ -97,11 +97,17 @@ def command(folder, base, out, *flags) -> list[str]:
     return merge(*RUN, *words, *flags)
 
 
-def run(folder, base, out, *flags) -> dict:
-    """Train one setting, without tables and figures -> its row."""
+def train_only(words) -> None:
+    """The command without its table and figure."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.report, "compare_report", lambda *_: "")
-        train.main(command(folder, base, out, *flags))
+        for name in ("compare_report", "vary_report"):
+            patch.setattr(train.report, name, lambda *_: "")
+        train.main(words)
+
+
+def run(folder, base, out, *flags) -> dict:
+    """Train one setting -> its row."""
+    train_only(command(folder, base, out, *flags))
     return read_rows(out)[-1]
 
 

@@ -8,7 +8,7 @@ import torch
 
 import data
 import sorl
-from data.rewards import load_reward, rouge
+from data.rewards import load_reward
 from data.tokenizer import Tokenizer
 from lab import evaluate
 from lab.batches import batch_indices
@@ -17,13 +17,6 @@ from runs import SETTINGS, base, built, flags_of, folder, metrics, run, same, we
 
 SOURCES, UPDATES, ROWS = 4, 6, 24  # a batch, a run, and their product
 SAMPLING = [name for name in SETTINGS if name.split()[0] not in ("mle", "offline")]
-
-
-def flat_gradient(run) -> torch.Tensor:
-    """The gradient of all parameters, which are then without one."""
-    gradient = torch.cat([p.grad.flatten() for p in run.policy.model.parameters()])
-    run.policy.model.zero_grad()
-    return gradient
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -120,8 +113,7 @@ def test_samples_serve_again_with_the_clipped_ratio(folder, base, name):
     for reuse in ("1", "2"):
         runner, batches = built(name, folder, base, *flags, "--reuse", reuse)
         value, log = train.loss(runner, batches)
-        value.backward()
-        first.append(flat_gradient(runner))
+        first.append(torch.autograd.grad(value, runner.policy.model.wpe.weight)[0])
     assert torch.equal(*first) and first[0].any()
     N, K, T = log["rollout"].tokens.shape
     tokens, acted = log["rollout"].tokens, log["rollout"].acted
@@ -151,22 +143,26 @@ def test_samples_serve_again_with_the_clipped_ratio(folder, base, name):
 
 def test_a_tail_is_not_scored_against_the_text_that_it_continues(folder, base):
     """Two references, one of which gives the prefix: a tail that copies the rest of it earns
-    nothing for that. What keeps nothing of it (cut 0) is scored against both."""
-    runner, batches = built("tail", folder, base, "--p_m", "0.85", "--batch_size", "8")
-    batches.records = [data.Record(f"s {i}", ["u v w x y z", "f g h i j k"]) for i in range(8)]
-    batches.order, given = list(range(8)), []
+    nothing for that. What keeps nothing of it (cut 0) is scored against both, and every sample
+    against those of its own source."""
+    runner, batches = built("tail", folder, base, "--p_m", "0.8", "--num_static", "2")
+    records = [data.Record(f"s {i}", [f"u v w x {i}", f"f g h i {i}"]) for i in range(4)]
+    batches.records, batches.order, given = records, list(range(4)), []
 
     def copies(texts, references, sources):
-        given.extend(references)
-        return [float("u v w x y z" in texts) for texts in references]
+        given.extend(zip(references, sources))
+        return [float(texts[0].startswith("u")) for texts in references]
     runner.reward = copies
-    log = train.reinforce(runner, batches.get(0)[0], number=0, slot=0)[1]
+    batch = batches.get(0)[0]
+    log = train.reinforce(runner, batch, number=0, slot=0)[1]
     kept = [not acts for acts in log["mask"][:, 0].tolist()]
     assert 0 < sum(kept) < 8
-    for n, keeps in enumerate(kept):
-        expected = ["f g h i j k"] if keeps else ["u v w x y z", "f g h i j k"]
-        assert given[n * 3:n * 3 + 3] == [expected] * 3
-        assert log["rewards"][n].tolist() == [0.0 if keeps else 1.0] * 3
+    for n, keeps in enumerate(kept):  # static text n % 2 of source n // 2
+        source = batch.sources[n // 2]
+        both = next(r.references for r in records if r.source == source)
+        expected = both[1 - n % 2:][:1] if keeps else both
+        assert given[3 * n:3 * n + 3] == [(expected, source)] * 3
+        assert log["rewards"][n].tolist() == [float(expected[0].startswith("u"))] * 3
 
 
 def test_offline_learns_to_prefer_the_better_text(folder, base):
@@ -233,22 +229,6 @@ def test_stored_texts_get_credit_for_the_tokens_that_they_kept(folder, base):
     assert torch.allclose(found, expected.nan_to_num(0), atol=1e-6)
 
 
-def test_kl_holds_the_policy_to_the_base(folder, base):
-    """With a large weight the policy stays; each row costs a second FP, whose tokens count too."""
-    found = []
-    for weight in ("0", "30"):
-        runner, batches = built("masked", folder, base, "--lr", "0.01", "--kl_weight", weight)
-        for _ in range(10):
-            runner.count(train.update(runner, batches))
-        batch = batches.read(0)
-        before = train.replace(runner.policy, model=runner.base)
-        far = evaluate.spread(runner.policy, before, batch.sources, batch.static[:, 0])
-        found.append((far["kl_to_base"], runner.counts))
-    (free, cheap), (held, dear) = found
-    assert 0 < held < free / 3 and dear["fp"] == 2 * cheap["fp"] == 80
-    assert cheap["tokens"] < dear["tokens"] < 2 * cheap["tokens"]
-
-
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_parameter_learns_under_autocast(folder, base, monkeypatch, name):
     """What a GPU does, on the CPU: bfloat16, where weights that were cast while decoding (or for
@@ -266,22 +246,6 @@ def test_every_parameter_learns_under_autocast(folder, base, monkeypatch, name):
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), parameter
 
 
-def test_accumulated_batches_are_those_of_one_large_mean(folder, base):
-    """The gradient of two batches is the mean of the gradients of each, taken alone."""
-    runner, batches = built("online", folder, base, "--accumulate", "2")
-    gradients = []
-    for i in range(2):
-        train.loss(runner, batches, i)[0].backward()
-        gradients.append(flat_gradient(runner))
-    mean = sum(gradients) / 2
-    runner.optimizer = torch.optim.SGD(runner.policy.model.parameters(), lr=1.0)
-    before = torch.nn.utils.parameters_to_vector(runner.policy.model.parameters()).detach()
-    train.update(runner, batches)
-    after = torch.nn.utils.parameters_to_vector(runner.policy.model.parameters())
-    step = mean * min(1.0, train.CLIP / mean.norm())
-    assert torch.allclose(before - after, step, atol=1e-6)
-
-
 def test_evaluation_disturbs_nothing(folder, base, tmp_path, monkeypatch):
     """After every update or at the end alone: the same weights, the same counts."""
     rows, outs = [], [tmp_path / "often/tail", tmp_path / "last/tail"]
@@ -295,16 +259,11 @@ def test_evaluation_disturbs_nothing(folder, base, tmp_path, monkeypatch):
 
 
 def test_a_budget_stops_a_run_and_bends_its_rate(folder, base, tmp_path):
-    """4 FPs per update: the fourth update crosses 13."""
+    """4 FPs per update: the fourth update crosses 13. The rate rises, then falls with the budget."""
     row = run(folder, base, tmp_path, "--budget_fp", "13", "--steps", "50")
     assert row["fp"] == 16 and row["steps"] == 4
-    last = train.rate(train.Config(lr=1.0), 12 / 13)
-    assert last < 0.1
-
-
-def test_rate_rises_then_falls():
-    rates = [train.rate(train.Config(lr=2.0), done) for done in (0, 0.05, 0.1, 0.55, 1)]
-    assert 0 < rates[0] < 0.05 and rates[1:] == pytest.approx([1, 2, 1, 0], abs=0.03)
+    rates = [train.rate(train.Config(lr=2.0), done) for done in (0, 0.05, 0.1, 0.55, 12 / 13, 1)]
+    assert 0 < rates[0] < 0.05 and rates[1:] == pytest.approx([1, 2, 1, 0.17, 0], abs=0.03)
 
 
 def test_half_of_the_imitated_rows_have_masks_from_masked_from_on(folder, base, monkeypatch):
@@ -354,22 +313,6 @@ def test_a_static_text_is_no_reference_for_itself():
     assert references("masked", num_static=1, stored="worst") == others[2:]  # agrees with none
     assert references("refresh", refresh=2, step=1) == others  # before the first refresh
     assert references("refresh", refresh=2, step=3) == [r.references] * 3
-
-
-def test_samples_are_scored_with_the_references_of_their_static_text():
-    """ids (B,C,T) and (B·C,K,T) alike; rewards of the wrong source or column would differ."""
-    records = [data.Record("s", ["a b c", "a b d", "x y z"]),
-               data.Record("t", ["u v"], static=["w"])]
-    tok = Tokenizer.train(["a b c d x y z s t u v w"] * 2, 300)
-    policy = train.Policy(None, tok, 9, torch.device("cpu"))
-    texts = [r.static * 3 for r in records]
-    batch = data.make_batch(records, ["q", "q"], [row[:3] for row in texts], tok, 9)
-    abc = float(rouge(["a b c"], [["a b d"]]).mean())
-    each = train.score(load_reward("rouge"), policy, batch.static, batch)
-    assert each.tolist() == [pytest.approx([abc, abc, 0]), [0, 0, 0]]
-    twice = batch.static.repeat_interleave(2, 1).view(6, 2, -1)
-    found = train.score(load_reward("rouge"), policy, twice, batch)
-    assert torch.equal(found, each.flatten()[:, None].expand(6, 2))
 
 
 def test_best_worst_and_random_stored_texts(folder):
