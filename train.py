@@ -19,8 +19,10 @@ from dataclasses import replace
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the imports needs no traceback
     if name := os.environ.get("SORL"):  # a student's file, see lab/EXERCISES.md
-        if importlib.util.find_spec(name) is None:
-            sys.exit(f"train.py: SORL={name}: no such module here or on PYTHONPATH")
+        if "." in name or importlib.util.find_spec(name) is None:
+            print(f"train.py: SORL={name}: no such module; expected my_sorl for my_sorl.py here",
+                  file=sys.stderr)
+            sys.exit(2)
         sys.modules["sorl"] = importlib.import_module(name)
 import sorl  # before torch: see model.py
 import torch
@@ -236,21 +238,28 @@ def fit(run: Run, task: Task, name: str) -> None:
 def base_config(cfg: Config) -> Config:
     """The run of the base model. Flags that do not concern it are reset, so that settings share it;
     --init's policy is a base that needs no update."""
-    same = {name: getattr(cfg, name) for name in (*BASE, "data", "init", "seed", "anew")}
+    same = (*BASE, "data", "init", "seed", "anew", "save_every")
     steps = 0 if cfg.init else cfg.base_steps
     return replace(
-        Config(), **same, **SETTINGS["mle"], mode="base", setting="mle",
-        steps=steps, lr=cfg.base_lr, batch_size=cfg.base_batch, eval_every=max(1, steps // 6),
+        Config(), **{name: getattr(cfg, name) for name in same}, **SETTINGS["mle"],
+        mode="base", setting="mle", steps=steps, lr=cfg.base_lr, batch_size=cfg.base_batch,
+        eval_every=max(1, steps // 6),
         masked_from=round(steps * (1 - cfg.base_masked)))
 
 
 def train_base(cfg: Config, folder: str, task: Task) -> Policy:
-    """The base model in a folder, trained unless it is there already; and its row in the table."""
+    """The base model in a folder, trained unless it is there already; and its row in the table.
+    Raises Diverged."""
     policy = task.new_policy(cfg)
     run = Run(cfg, policy, task.reward(cfg.reward), folder, make_optimizer(cfg, policy.model))
-    fit(run, task, "base")
+    try:
+        fit(run, task, "base")
+    except Diverged:
+        processes.first(evaluate.write_diverged_row, folder, cfg, "base", run.step)
+        raise
     policy = load_policy(f"{folder}/best.pt", task.device)
     evaluate.note_copying(policy, task.dataset["val"])
+    processes.first(evaluate.test_run, cfg, "base", folder, policy, task)
     return policy
 
 
@@ -267,8 +276,7 @@ def train_setting(cfg: Config, folder: str, base: Policy, task: Task) -> None:
         processes.first(evaluate.test_run, cfg, cfg.setting, folder, base, task)
     except Diverged as e:
         task.note(str(e))
-        processes.first(evaluate.write_row, folder, cfg, {
-            "name": cfg.setting, "steps": run.step, **run.counts})
+        processes.first(evaluate.write_diverged_row, folder, cfg, cfg.setting, run.step)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -335,10 +343,18 @@ def compare(given: dict) -> None:
     with claim(claimed, cfg.anew):
         made, table = {}, f"vary-{varied}" if varied else "results"
         for _, config, folder, home in runs:
-            if home not in made:
-                made[home] = train_base(configs[home], home, task)
-                processes.first(evaluate.test_run, configs[home], "base", home, made[home], task)
-            train_setting(config, folder, made[home], task)
+            try:
+                if home not in made:
+                    made[home] = train_base(configs[home], home, task)
+            except Diverged as e:
+                if len({base for *_, base in runs}) == 1:  # nothing else can run
+                    raise
+                made[home] = None
+                task.note(str(e))
+            if made[home]:
+                train_setting(config, folder, made[home], task)
+            else:
+                processes.first(evaluate.write_diverged_row, folder, config, config.setting, 0)
             rows = processes.first(read_finished, runs, varied, claimed)
             processes.first(write_json, rows, f"{cfg.out}/{table}.json")
         if processes.rank() == 0 and varied:

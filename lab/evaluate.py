@@ -12,7 +12,7 @@ from data import Record
 from data.e2e import has_slots, slot_errors
 from data.rewards import bleu, rouge
 from lab import report
-from lab.files import write_json
+from lab.files import COSTS, write_json
 from lab.run import Run
 from lab.settings import Config
 from lab.task import Policy, Task, autocast, load, load_policy, policy_state, save
@@ -204,6 +204,11 @@ def test_run(cfg: Config, name: str, folder: str, base: Policy, task: Task) -> N
         "name": name, "val_reward": state["best"], "steps": state["step"]}
     report.write_predictions(folder, records, texts)
     write_row(folder, cfg, row)
+
+
+def write_diverged_row(folder: str, cfg: Config, name: str, step: int) -> None:
+    """A row without rewards, which says that the run diverged."""
+    write_row(folder, cfg, dict.fromkeys(COSTS, 0) | {"name": name, "steps": step})
 
 
 def write_row(folder: str, cfg: Config, row: dict) -> None:

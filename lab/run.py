@@ -57,7 +57,7 @@ def hash_code() -> dict[str, str]:
             body = getattr(node, "body", None)
             is_text = isinstance(body, list) and body and isinstance(body[0], ast.Expr)
             if is_text and isinstance(body[0].value, ast.Constant):
-                body[0] = ast.Pass()
+                del body[0]
         hashes[name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
     return hashes
 
@@ -65,10 +65,9 @@ def hash_code() -> dict[str, str]:
 def check_folder(folder: str, config: dict, anew: bool) -> None:
     """Raises InputError if a folder holds something else than runs of train.py, or the checkpoint
     of another run or of other code. Without a checkpoint there is nothing in it to lose."""
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise InputError(f"--out {folder}: is a file; expected a folder")
-    files = set(os.listdir(folder)) if os.path.exists(folder) else set()
-    files -= {".lock", "config.json.tmp"}
+    if not os.path.isdir(folder):  # `claim` makes it, or says what is in the way
+        return
+    files = set(os.listdir(folder)) - {".lock", "config.json.tmp"}
     was = read_json(f"{folder}/config.json")
     if was is None and not files:
         return
@@ -97,28 +96,37 @@ def claim(folders: dict[str, dict], anew: bool):
     for folder, config in folders.items():
         check_folder(folder, config, anew)
     processes.meet()  # all have looked before one writes
-    if processes.rank() > 0:
-        yield
-        return
     with ExitStack() as locks:
-        for folder in folders:
-            try:
-                os.makedirs(folder, exist_ok=True)
-                file = locks.enter_context(open(f"{folder}/.lock", "w"))
-                if fcntl:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"--out {folder}: another process is at work there; wait for it, "
-                                 f"or use another --out") from None
-            except OSError as e:
-                raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
-        for folder, config in folders.items():
-            if anew or not os.path.exists(f"{folder}/ckpt.pt"):
-                for name in FILES:  # results must not outlive their run
-                    with suppress(FileNotFoundError):
-                        os.remove(f"{folder}/{name}")
-                write_json(config, f"{folder}/config.json")
+        if processes.rank() == 0:
+            lock_folders(folders, locks)
+            for folder, config in folders.items():
+                if anew or not os.path.exists(f"{folder}/ckpt.pt"):
+                    begin_folder(folder, config)
+        processes.meet()  # and it has written before the others read
         yield
+
+
+def lock_folders(folders, locks: ExitStack) -> None:
+    """Make the folders, and lock each until `locks` is closed. Raises InputError."""
+    for folder in folders:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            file = locks.enter_context(open(f"{folder}/.lock", "w"))
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--out {folder}: another process is at work there; wait for it, "
+                             f"or use another --out") from None
+        except OSError as e:
+            raise InputError(f"--out {folder}: cannot be written ({e.strerror})") from None
+
+
+def begin_folder(folder: str, config: dict) -> None:
+    """Remove what an earlier run has left, because results must not outlive it."""
+    for name in FILES:
+        with suppress(FileNotFoundError):
+            os.remove(f"{folder}/{name}")
+    write_json(config, f"{folder}/config.json")
 
 
 # --------------------------------------------------------------------------------------------------

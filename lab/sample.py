@@ -10,6 +10,7 @@ from data import SPLITS, InputError, Record
 from data.rewards import load_reward
 from lab import report
 from lab.batches import best_first, widen
+from lab.cli import flags_of, value_of
 from lab.evaluate import encode, slices, test_policy, write_texts
 from lab.files import write_json
 from lab.run import Progress, Run
@@ -41,12 +42,16 @@ def run_mode(mode: str, given: dict, reinforce) -> None:
 
 
 def config_of(state: dict, given: dict) -> Config:
-    """The flags of a checkpoint's run, and over them those that were given."""
+    """The flags of a checkpoint's run, and over them those that were given. Raises InputError."""
+    where = f"{given['init']}: its config: "
     try:
-        return replace(Config(**state["config"]), **given)
+        cfg = Config(**state["config"])
     except TypeError as e:
-        raise InputError(f"{given['init']}: its config has other flags than this edition's "
-                         f"({e})") from None
+        raise InputError(f"{where}other flags than this edition's ({e})") from None
+    values = {name: value_of(f, str(getattr(cfg, name)), where)
+              for name, f in flags_of(Config).items()
+              if name not in given and type(f.default) is not tuple}
+    return replace(cfg, **values | given)
 
 
 def new_folder(path: str) -> None:

@@ -165,7 +165,13 @@ def load_pretrained(folder: str) -> tuple[GPT, Tokenizer]:
     if tok.vocab_size != model.config.vocab_size:
         raise InputError(f"--pretrained {folder}: vocab.json has {tok.vocab_size - 3} tokens, the "
                          f"model {model.config.vocab_size - 3}")
+    if not is_finite(model):
+        raise InputError(f"--pretrained {folder}: some weights are not finite")
     return model, tok
+
+
+def is_finite(model: GPT) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def score(reward, policy: Policy, tokens, batch: data.Batch, kept=None) -> torch.Tensor:
@@ -224,13 +230,16 @@ def load_policy(path: str, device, state: dict | None = None) -> Policy:
     try:
         model, tok = GPT(GPTConfig(**state["gpt"])), Tokenizer.load(state["tokenizer"])
         model.load_state_dict(state["model"])
+        with torch.no_grad():  # heads that do not divide the width show here alone
+            model(torch.zeros(1, 1, dtype=torch.long))
+        model.pushed.zero_()
         fits = (tok.vocab_size == model.config.vocab_size and type(state["T"]) is int
                 and 1 < state["T"] < model.config.block_size)
     except Exception as e:
         raise InputError(f"{path}: weights and shape do not fit ({first_line(e)})") from None
     if not fits:
         raise InputError(f"{path}: its tokenizer or its longest text T does not fit its network")
-    if not all(torch.isfinite(p).all() for p in model.parameters()):
+    if not is_finite(model):
         raise InputError(f"{path}: some weights are not finite")
     return Policy(model.to(device), tok, state["T"], device)
 

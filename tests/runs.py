@@ -1,4 +1,5 @@
 """What the tests of training share: a tiny model, a tiny data set, and processes that may die."""
+import functools
 import json
 import os
 import sys
@@ -21,28 +22,32 @@ FEW = ("--K", "3")
 SETTINGS = {  # every setting, and every flag of the method somewhere
     "mle": (),
     "offline": ("--num_static", "3"),
-    "online": FEW,
+    "online": (*FEW, "--p_m", "1"),  # which it fixes, and which may be typed
     "full": (*FEW, "--p_m", "0.5"),
+    "tail": (*FEW, "--reuse", "1"),
     "masked": FEW,
     "static": FEW,
     "refresh": (*FEW, "--refresh", "2"),
-    "credit": (*FEW, "--refresh", "2", "--num_static", "3", "--stored", "random",
-               "--top_k", "5"),
-    "reuse": ("--refresh", "2", "--num_static", "3", "--temperature", "0.8"),
-    "masked best": (*FEW, "--stored", "best", "--kl_weight", "0.1"),
-    "masked worst": (*FEW, "--stored", "worst", "--baseline", "loo", "--length_norm"),
-    "masked ranked": (*FEW, "--num_static", "3", "--credit", "0.5"),
+    "offline random": ("--num_static", "2", "--stored", "random", "--kl_weight", "0.1"),
     "online alone": ("--K", "1", "--baseline", "loo", "--kl_weight", "0.1", "--mle_weight", "0"),
-    "full random": (*FEW, "--stored", "random", "--adv_scale", "false", "--top_k", "5"),
+    "online reuse": (*FEW, "--reuse", "3", "--temperature", "0.8"),
+    "full random": (*FEW, "--stored", "random", "--adv_scale", "none", "--top_k", "5"),
+    "tail reuse": (*FEW, "--reuse", "2", "--num_static", "2", "--kl_weight", "0.1"),
+    "tail refresh": (*FEW, "--reuse", "2", "--refresh", "4"),
+    "masked best": (*FEW, "--stored", "best", "--kl_weight", "0.1"),
+    "masked worst": (*FEW, "--stored", "worst", "--baseline", "loo"),
+    "masked ranked": (*FEW, "--num_static", "3", "--credit", "0.5"),
+    "refresh many": (*FEW, "--refresh", "3", "--num_static", "2", "--top_k", "5"),
 }
+train.hash_code = functools.cache(train.hash_code)  # the same for all: it takes .2 s
 
 
 def flags_of(name: str) -> list[str]:
-    return ["--setting", name.split()[0], *SETTINGS[name]]
+    return ["--settings", name.split()[0], *SETTINGS[name]]
 
 
 def short_records(n: int) -> list[data.Record]:
-    """Two references and three vaguer static texts a source, all of a few words."""
+    """Two references and three vaguer static texts per source, all of a few words."""
     skies = ("rain", "snow", "fog", "sun", "hail")
     records = []
     for i in range(n):
@@ -69,21 +74,46 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(folder, tmp_path_factory):
     """The checkpoint of a base model."""
-    out = str(tmp_path_factory.mktemp("base"))
-    train.main(["--mode", "train", *TINY, "--data", folder, "--steps", "1", "--out", out])
-    return f"{out}/base/best.pt"
+    out = tmp_path_factory.mktemp("base")
+    train_only(merge(*TINY, "--steps", "1", "--settings", "mle", "--data", folder,
+                     "--out", str(out)))
+    return str(out / "base/best.pt")
+
+
+def merge(*words: str) -> list[str]:
+    """Flags, of which later ones win."""
+    flags = {}
+    for word in words:
+        if word.startswith("--"):
+            values = flags[word] = []
+        else:
+            values.append(word)
+    return [word for name, values in flags.items() for word in (name, *values)]
 
 
 def command(folder, base, out, *flags) -> list[str]:
-    """The flags of a tiny run; later ones win."""
-    return ["--mode", "train", *RUN, "--data", folder, "--init", base, "--out", str(out), *flags]
+    """The words of a tiny run of the setting `masked`, or of another that flags name."""
+    words = ["--settings", "masked", "--data", folder, "--init", base, "--out", str(out)]
+    return merge(*RUN, *words, *flags)
+
+
+def train_only(words) -> None:
+    """The command without its table and figure."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("compare_report", "vary_report"):
+            patch.setattr(train.report, name, lambda *_: "")
+        train.main(words)
 
 
 def run(folder, base, out, *flags) -> dict:
-    """Train, and return the row of the run."""
-    train.main(command(folder, base, out, *flags))
-    with open(f"{out}/results.json", encoding="utf-8") as file:
-        return json.load(file)[0]
+    """Train one setting -> its row."""
+    train_only(command(folder, base, out, *flags))
+    return read_rows(out)[-1]
+
+
+def read_rows(out, name: str = "results.json") -> list[dict]:
+    with open(f"{out}/{name}", encoding="utf-8") as file:
+        return json.load(file)
 
 
 def metrics(out) -> list[dict]:
@@ -179,10 +209,11 @@ def after_calls(n: int, action) -> None:
 
 
 def built(name, folder, base, *flags):
-    """A run before its first update -> run, batches, reward; KL is measured from its base."""
-    words = [*RUN, *flags_of(name), "--data", folder, *flags]
-    cfg = train.make_config(train.parse_args(words, train.Config))
+    """A run before its first update, and its batches; KL is measured from its base."""
+    words = merge(*RUN, *flags_of(name), "--data", folder, *flags)
+    cfg = train.make_config(train.parse_args(words, train.Config), name.split()[0])
     policy, before = (train.load_policy(base, torch.device("cpu")) for _ in range(2))
     optimizer, reward = train.make_optimizer(cfg, policy.model), load_reward(cfg.reward)
-    run = train.Run(cfg, policy, "", optimizer, before.model.eval())
-    return run, train.Batches(cfg, data.load_dataset(folder)["train"], policy, reward), reward
+    run = train.Run(cfg, policy, reward, "", optimizer, before.model.eval())
+    records = data.load_dataset(folder)["train"]
+    return run, train.Batches(cfg, records, policy, reward, run.written)

@@ -5,20 +5,20 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 
 import train
 import torch
 
-from lab import files, policy, processes, report
-from runs import (ROOT, Child, base, built, command, flags_of, folder,  # noqa: F401
-                  metrics, refused, run, same, state, weights)
+from lab import files as lab_files
+from lab import processes, task
+from lab import run as lab_run
+from runs import (ROOT, SETTINGS, Child, base, built, command, flags_of, folder,  # noqa: F401
+                  metrics, read_rows, refused, run, same, state, weights)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-SAMPLED = {  # settings whose forward propagations differ, KL among them
-    "credit": ("--kl_weight", "0.1"), "online": (), "offline": (), "mle": (), "full random": (),
-}
 
 
 def group(work, folder, size=2) -> list[tuple[int, str, str]]:
@@ -39,120 +39,129 @@ def group(work, folder, size=2) -> list[tuple[int, str, str]]:
             [Child(lambda rank=rank: body(rank), f"{folder}/{rank}") for rank in range(size)]]
 
 
-@pytest.mark.parametrize("name", SAMPLED)
-def test_two_processes_have_gradient_and_texts_of_accumulate_2(folder, base, tmp_path, name):
-    """A step of SGD with rate 1 is the gradient; both processes have the same one, to the bit."""
-    def step(*flags):
-        runner, batches, reward = built(name, folder, base, *SAMPLED[name], *flags)
-        runner.optimizer = torch.optim.SGD(runner.policy.model.parameters(), lr=1.0)
+# --------------------------------------------------------------------------------------------------
+# Two processes are one with --accumulate 2
+
+
+def test_two_processes_have_gradient_texts_and_samples_of_accumulate_2(folder, base, tmp_path):
+    """Every setting, two updates: the second one reads the samples of the first, if they serve two.
+    Both processes have the same weights, to the bit."""
+    def two_updates(name, *flags):
+        runner, batches = built(name, folder, base, *flags)
+        runner.optimizer = torch.optim.SGD(runner.policy.model.parameters(), lr=0.1)
         runner.step = runner.cfg.refresh  # where the first texts are sampled
-        logs = train.update(runner, batches, reward)
-        texts = [batch.static for _, batch in sorted(batches.current.items())]
-        return runner.policy.model.state_dict(), texts, [log["rl"] for log in logs]
+        logs = train.update(runner, batches) + train.update(runner, batches)
+        held = runner.written, {slot: held["tokens"] for slot, held in runner.samples.items()}
+        values = [float(log.get("rl", log.get("mle"))) for log in logs]
+        return runner.policy.model.state_dict(), held, values
 
     def work(rank):
         processes.begin("cpu")
-        torch.save(step(), tmp_path / f"{rank}.pt")
+        torch.save({name: two_updates(name) for name in SETTINGS}, tmp_path / f"{rank}.pt")
         processes.end()
     assert [code for code, _, _ in group(work, tmp_path)] == [0, 0]
-    one, texts, losses = step("--accumulate", "2")
-    two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert same(two[0][0], two[1][0])
-    assert max((one[key] - two[0][0][key]).abs().max() for key in one) < 1e-6
-    assert not same(one, weights(base)) and len(texts) == 2
-    for rank in range(2):
-        assert torch.equal(texts[rank], two[rank][1][0])
-        assert losses[rank] == pytest.approx(two[rank][2][0].item(), abs=1e-5)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name in SETTINGS:
+        one, held, losses = two_updates(name, "--accumulate", "2")
+        assert same(first[name][0], second[name][0]) and not same(one, weights(base)), name
+        assert all(torch.allclose(one[key], first[name][0][key], atol=1e-6) for key in one), name
+        for mine, a, b in zip(held, first[name][1], second[name][1]):
+            assert same(mine, a | b) and a.keys() <= {0} and b.keys() <= {1}, name
+        assert losses[0::2] == pytest.approx(first[name][2], abs=1e-5), name
+        assert losses[1::2] == pytest.approx(second[name][2], abs=1e-5), name
 
 
-def test_accumulated_batches_are_those_of_one_large_mean(folder, base):
-    """The gradient of two batches is the mean of the gradients of each, taken alone."""
-    runner, batches, reward = built("online", folder, base, "--accumulate", "2")
-    grads = []
-    for i in range(2):
-        train.loss(runner, batches, reward, i)[0].backward()
-        grads.append([p.grad.clone() for p in runner.policy.model.parameters()])
-        runner.policy.model.zero_grad()
-    runner.optimizer = torch.optim.SGD(runner.policy.model.parameters(), lr=1.0)
-    before = [p.detach().clone() for p in runner.policy.model.parameters()]
-    mean = [(a + b) / 2 for a, b in zip(*grads)]
-    norm = torch.stack([g.norm() for g in mean]).norm()
-    train.update(runner, batches, reward)
-    for old, new, g in zip(before, runner.policy.model.parameters(), mean):
-        assert torch.allclose(old - new, g * min(1.0, train.CLIP / norm), atol=1e-6)
+def stop_after(step, rank=0) -> None:
+    """In this process: SIGTERM in an update of RL, if it is the process of that rank."""
+    count = train.Run.count
+
+    def count_and_signal(self, logs):
+        if self.base and self.step == step and processes.rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return count(self, logs)
+    train.Run.count = count_and_signal
 
 
-def close(a, b, atol=2e-5) -> bool:
-    return all(torch.allclose(a[key], b[key], atol=atol) for key in a)
-
-
-def test_two_processes_are_one_run(folder, base, tmp_path):
-    """Six updates: the weights of one process to rounding, its counts, a whole log; only process 0
-    prints and writes."""
-    words = flags_of("credit")
-
-    def work(rank):
-        if rank > 0:
-            files.write_whole = policy.write_whole = report.write_text = None  # no such thing
-        run(folder, base, tmp_path / "two", *words)
-    (code, out, err), other = group(work, tmp_path)
-    assert (code, err) == (0, "") and out.count("setting  p_m") == 1
-    assert other == (0, "", "")
-    one = run(folder, base, tmp_path / "one", *words, "--accumulate", "2")
-    two = run(folder, base, tmp_path / "two", *words, "--accumulate", "2")  # read: it is finished
-    assert {k: v for k, v in one.items() if isinstance(v, int)} == {
-        k: v for k, v in two.items() if isinstance(v, int)}
-    assert close(weights(tmp_path / "one/ckpt.pt"), weights(tmp_path / "two/ckpt.pt"))
-    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        assert (a["fp"], a["tokens"]) == (b["fp"], b["tokens"])
-        assert a["reward"] == pytest.approx(b["reward"], abs=1e-4)
-
-
+@pytest.mark.parametrize("name", ["online reuse", "refresh many"])
 @pytest.mark.parametrize("first", ["one", "two"])
-def test_a_run_goes_on_in_the_other_form(folder, base, tmp_path, capsys, first):
-    """Begun by two processes and stopped by a signal that one of them gets, finished by one; and
-    the reverse. config.json holds how many batches an update has."""
-    words = [*flags_of("refresh"), "--save_every", "1"]
-    cut = tmp_path / "cut"
+def test_a_run_goes_on_in_the_other_form(folder, base, tmp_path, capsys, first, name):
+    """Stopped inside a period of three updates by a signal to one of two processes, finished by one
+    process with --accumulate 2; and the reverse. Process 0 alone prints and writes."""
+    words, cut, setting = flags_of(name), tmp_path / "cut", name.split()[0]
 
-    def two(stop):
-        def work(rank):
-            log = train.Run.count
-
-            def count_and_signal(self, logs):
-                row = log(self, logs)
-                if rank == stop and self.step == 3:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return row
-            train.Run.count = count_and_signal
-            run(folder, base, cut, *words)
-        return group(work, tmp_path)
+    def two(rank):
+        if rank == 1:
+            lab_files.write_whole = task.write_whole = lab_run.write_json = None  # none of these
+        if first == "two":
+            stop_after(4, rank=1)
+        run(folder, base, cut, *words)
 
     def one():
-        return run(folder, base, cut, *words, "--accumulate", "2")
+        if first == "one":
+            stop_after(4)
+        run(folder, base, cut, *words, "--accumulate", "2")
     if first == "two":
-        ended = two(stop=1)
-        assert [code for code, _, _ in ended] == [130, 130]
-        assert "step 4 is saved" in ended[0][2] and not ended[1][2].strip()
-        assert "another config (accumulate)" in refused(capsys, *command(folder, base, cut, *words))
-        train.main(["--resume", str(cut)])
+        (code, _, err), other = group(two, tmp_path)
+        assert code == 130 and "step 4 is saved" in err and other == (130, "", "\n")
+        line = refused(capsys, *command(folder, base, cut, *words))
+        assert "another config (accumulate)" in line
+        one()
     else:
-        assert Child(lambda: stopped_at(3, one), tmp_path / "child").end()[0] == 130
-        assert [code for code, _, _ in two(stop=None)] == [0, 0]
+        assert Child(one, tmp_path / "child").end()[0] == 130
+        assert group(two, tmp_path)[1] == (0, "", "")
     run(folder, base, tmp_path / "whole", *words, "--accumulate", "2")
-    assert [line["step"] for line in metrics(cut)] == list(range(7))
-    assert close(weights(cut / "ckpt.pt"), weights(tmp_path / "whole/ckpt.pt"))
+    whole, cut = tmp_path / "whole" / setting, cut / setting
+    for a, b in zip(metrics(whole), metrics(cut), strict=True):
+        assert (a["step"], a["fp"], a["tokens"]) == (b["step"], b["fp"], b["tokens"])
+        assert a["reward"] == pytest.approx(b["reward"], abs=1e-4)
+    a, b = (weights(out / "ckpt.pt") for out in (whole, cut))
+    assert all(torch.allclose(a[key], b[key], atol=2e-5) for key in a)
 
 
-def stopped_at(step, work):
-    log = train.Run.log
+# --------------------------------------------------------------------------------------------------
+# How all begin, wait and end
 
-    def log_and_signal(self, row):
-        log(self, row)
-        if row["step"] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-    train.Run.log = log_and_signal
-    work()
+
+@pytest.mark.parametrize("slow", ["check", "write"])
+def test_all_look_at_the_folder_before_one_writes_and_read_after_it(folder, base, tmp_path, slow):
+    """A fresh start, in which process 1 looks late; and --anew, in which process 0 removes the old
+    checkpoints late."""
+    if slow == "write":
+        run(folder, base, tmp_path / "o")
+
+    def later(function, seconds):
+        def call(*args):
+            time.sleep(seconds)
+            return function(*args)
+        return call
+
+    def work(rank):
+        if slow == "check" and rank == 1:
+            lab_run.check_folder = later(lab_run.check_folder, 0.5)
+        elif rank == 0:
+            name = "write_json" if slow == "check" else "begin_folder"
+            setattr(lab_run, name, later(getattr(lab_run, name), 1.0))
+        run(folder, base, tmp_path / "o", "--anew")
+    assert [(code, err) for code, _, err in group(work, tmp_path)] == [(0, ""), (0, "")]
+    assert read_rows(tmp_path / "o")[-1]["steps"] == 6
+
+
+@pytest.mark.parametrize("patience, code", [(None, 0), (timedelta(seconds=2), 2)])
+def test_the_others_wait_while_process_0_evaluates(folder, base, tmp_path, monkeypatch, patience,
+                                                   code):
+    """A reward that takes four seconds. With a patience of two, instead of ours, it would end the
+    run: that is how long the group really waits."""
+    (tmp_path / "slow.py").write_text(
+        "import os, time\ndef f(hypotheses, references, sources):\n"
+        "    if not os.path.exists('slept'):\n        open('slept', 'w')\n        time.sleep(4)\n"
+        "    return [0.5] * len(hypotheses)\n")
+    monkeypatch.chdir(tmp_path)
+    assert processes.PATIENCE > timedelta(days=1)
+    monkeypatch.setattr(processes, "PATIENCE", patience or processes.PATIENCE)
+    words = ["--reward", "slow:f", "--steps", "1"]
+    (first, *_), (second, _, err) = group(lambda rank: run(folder, base, "o", *words), tmp_path)
+    assert second == code and (code == 0) == (first == 0)
+    assert ("another process of this run has stopped" in err) == (code == 2)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -161,10 +170,10 @@ def test_a_killed_process_ends_the_other_with_one_line(folder, base, tmp_path, v
     def work(rank):
         update = train.update
 
-        def dies(runner, *rest):
+        def dies(runner, batches):
             if rank == victim and runner.step == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return update(runner, *rest)
+            return update(runner, batches)
         train.update = dies
         run(folder, base, tmp_path / "o", "--save_every", "1")
     ended = group(work, tmp_path)
@@ -172,8 +181,8 @@ def test_a_killed_process_ends_the_other_with_one_line(folder, base, tmp_path, v
     code, _, err = ended[1 - victim]
     assert code == 2 and len(err.strip().splitlines()) == 1
     assert "another process of this run has stopped" in err
-    assert state(tmp_path / "o/ckpt.pt")["step"] == 4
-    assert run(folder, base, tmp_path / "o", "--save_every", "1", "--accumulate", "2")["steps"] == 6
+    assert state(tmp_path / "o/masked/ckpt.pt")["step"] == 4
+    assert run(folder, base, tmp_path / "o", "--accumulate", "2")["steps"] == 6
 
 
 @pytest.mark.parametrize("body, code, expected", [
@@ -191,27 +200,28 @@ def test_an_error_of_one_process_is_printed_by_it(folder, base, tmp_path, monkey
     (first, _, said), (second, _, err) = group(
         lambda rank: run(folder, base, tmp_path / "o", "--reward", "one_sided:f"), tmp_path)
     assert (first, second) == (2, code) and expected in err
-    assert len(said.strip().splitlines()) == 1 and "another process of this run" in said
+    assert len(said.strip().splitlines()) == 1 and "see what it printed" in said
 
 
-@pytest.mark.parametrize("flags, expected", [
-    (["--p_n", "0.3"], "unknown flag"), (["--K", "0"], "--K 0: expected"),
-    (["--data", "nowhere"], "no such folder"), (["--lr", "1e30"], "the loss is not finite"),
-    (["--mode", "sample"], "--mode sample: one process does that"),
+@pytest.mark.parametrize("words, expected", [
+    (["--p_n", "0.3"], "unknown flag"), (["--data", "nowhere"], "no such folder"),
+    (["--mode", "sample", "--init", "x.pt"], "--mode sample: one process does that"),
 ])
-def test_a_mistake_that_all_have_is_a_line_of_each(folder, base, tmp_path, flags, expected):
-    words = command(folder, base, tmp_path / "o", *flags)
-    if "sample" in flags:
-        words = ["--mode", "sample", "--init", base]
+def test_a_mistake_that_all_have_is_a_line_of_each(tmp_path, words, expected):
     (first, _, err), other = group(lambda rank: train.main(words), tmp_path)
     assert first == 2 and expected in err and len(err.strip().splitlines()) == 1
     assert other[:2] == (2, "") and other[2].count("train.py: ") == 1  # torch may say who has gone
 
 
+def test_a_run_that_diverges_is_a_row_of_both(folder, base, tmp_path):
+    ended = group(lambda rank: run(folder, base, tmp_path / "o", "--lr", "1e30"), tmp_path)
+    assert [code for code, _, _ in ended] == [0, 0] and read_rows(tmp_path / "o")[-1]["diverged"]
+
+
 def test_world_size_without_torchrun_says_nothing(folder, base, tmp_path):
     def work():
         os.environ["WORLD_SIZE"] = "2"
-        train.main(command(folder, base, tmp_path / "o", "--steps", "1"))
+        run(folder, base, tmp_path / "o", "--steps", "1")
     assert Child(work, tmp_path / "child").end()[::2] == (0, "")
 
 
@@ -227,10 +237,14 @@ def torchrun(*flags):
 
 
 @pytest.mark.slow
-def test_torchrun_says_a_mistake():
+def test_torchrun_says_a_mistake_and_starts_afresh(folder, base, tmp_path):
     process = torchrun("--p_n", "0.3")
     _, err = process.communicate(timeout=100)
     assert process.returncode != 0 and 1 <= err.count("unknown flag '--p_n'") <= 2
+    for i in range(3):
+        process = torchrun(*command(folder, base, tmp_path / str(i), "--steps", "1"))
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
 
 
 @pytest.mark.slow
@@ -240,9 +254,9 @@ def test_torchrun_survives_neither_but_the_run_does(folder, base, tmp_path, kind
     and the line that belongs to it; the same command finishes the run."""
     words = command(folder, base, tmp_path / "o", "--steps", "300", "--eval_every", "100",
                     "--save_every", "5")
-    process = torchrun(*words)
+    process, ckpt = torchrun(*words), tmp_path / "o/masked/ckpt.pt"
     deadline = time.time() + 120
-    while not (tmp_path / "o/ckpt.pt").exists():
+    while not ckpt.exists():
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.1)
     target = process.pid
@@ -254,7 +268,7 @@ def test_torchrun_survives_neither_but_the_run_does(folder, base, tmp_path, kind
     expected = {signal.SIGKILL: "another process of this run has stopped",
                 signal.SIGINT: "is saved in"}[kind]
     assert process.returncode != 0 and err.count(expected) == 1, err
-    before = state(tmp_path / "o/ckpt.pt")["step"]
+    before = state(ckpt)["step"]
     process = torchrun(*words)
     assert process.communicate(timeout=200) and process.returncode == 0
-    assert before < 300 and [line["step"] for line in metrics(tmp_path / "o")] == list(range(301))
+    assert before < 300 and [line["step"] for line in metrics(ckpt.parent)] == list(range(301))

@@ -1,11 +1,13 @@
-"""A run and its folder: kill -9, Ctrl-C and closed pipes at any time, whose folder it is, and
-where things lie."""
+"""A run and its folder: kill -9, Ctrl-C and closed pipes at any time, whose folder it is, which code
+made it, and where things lie."""
 import errno
 import os
 import random
+import runpy
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,10 @@ import train
 import torch
 
 import data
-from lab import policy
-from runs import (RUN, SETTINGS, TINY, Child, after_calls, base, command, files,  # noqa: F401
-                  flags_of, folder, metrics, refused, run, same, state, weights)
+from lab.run import CODE
+from runs import (ROOT, RUN, SETTINGS, TINY, Child, after_calls, base, command, files,  # noqa: F401
+                  flags_of, folder, merge, metrics, read_rows, refused, run, same, state, train_only,
+                  weights)
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that die are forked")
 
@@ -24,37 +27,43 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def same_run(a, b) -> bool:
-    """To the last bit: weights that go on, weights that are tested, log (seconds apart), texts."""
-    def timeless(out):
-        return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(out)]
-    texts = [(path / "samples.txt").read_text(encoding="utf-8") for path in (a, b)]
+def same_run(a: Path, b: Path) -> bool:
+    """To the last bit: weights that go on, weights that are tested, log and row (seconds apart),
+    texts at every evaluation."""
+    def timeless(rows):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    texts = [(out / "samples.txt").read_text(encoding="utf-8") for out in (a, b)]
     return (all(same(weights(a / name), weights(b / name)) for name in ("ckpt.pt", "best.pt"))
-            and timeless(a) == timeless(b) and texts[0] == texts[1])
+            and all(timeless(read(a)) == timeless(read(b)) for read in (metrics, read_rows))
+            and texts[0] == texts[1])
 
 
 # --------------------------------------------------------------------------------------------------
 # Killed
 
-CUT = {name: flags_of(name) for name in SETTINGS if " " not in name} | {
-    "one refresh": [*flags_of("refresh"), "--refresh", "64", "--save_every", "1"],
-    "budget between": [*flags_of("credit"), "--refresh", "4", "--budget_fp", "250",
-                       "--save_every", "1", "--steps", "12"],
+KILLED = {name: flags_of(name) for name in SETTINGS if " " not in name}
+PERIODS = {  # texts or samples of the policy serve several updates, and a checkpoint is among them
+    "online": [*flags_of("online reuse"), "--save_every", "1"],
+    "tail": [*flags_of("tail refresh"), "--accumulate", "2", "--save_every", "1"],
+    "refresh": [*flags_of("refresh many"), "--accumulate", "2", "--save_every", "1"],
+    "full": [*flags_of("full"), "--reuse", "2", "--save_every", "1", "--steps", "12",
+             "--budget_fp", "300"],  # it ends inside a period
 }
 
 
-def kill_and_go_on(folder, base, tmp_path, name, times, seed):
+@needs_fork
+@pytest.mark.parametrize("times", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("words", [*KILLED.values(), *PERIODS.values()], ids=" ".join)
+def test_a_killed_run_goes_on_to_the_last_bit(folder, base, tmp_path, words, times):
     """Killed before a random call of a function, then resumed by the same command, so many times;
-    at last it is finished, and is the run that nobody killed."""
-    calls, words = [0], CUT[name]
+    at last it is finished, and equals the run that was not killed."""
+    calls, setting = [0], words[1]
     sys.setprofile(lambda *_: calls.__setitem__(0, calls[0] + 1))
     try:
         run(folder, base, tmp_path / "whole", *words)
     finally:
         sys.setprofile(None)
-    if name == "budget between":
-        assert state(tmp_path / "whole/ckpt.pt")["step"] % 4 > 0
-    rng, died = random.Random(f"{name} {seed}"), 0
+    rng, died = random.Random(f"{words} {times}"), 0
     for i in range(times):
         n = rng.randrange(calls[0] // 10, calls[0])
 
@@ -64,152 +73,114 @@ def kill_and_go_on(folder, base, tmp_path, name, times, seed):
         died += Child(work, tmp_path / f"child{i}").end()[0] == -signal.SIGKILL
     assert died
     run(folder, base, tmp_path / "cut", *words)
-    assert same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-@needs_fork
-@pytest.mark.parametrize("name", CUT)
-def test_a_killed_run_goes_on_to_the_last_bit(folder, base, tmp_path, name):
-    kill_and_go_on(folder, base, tmp_path, name, times=1, seed=0)
-
-
-@needs_fork
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CUT)
-def test_a_run_killed_again_and_again_goes_on_to_the_last_bit(folder, base, tmp_path, name):
-    kill_and_go_on(folder, base, tmp_path, name, times=6, seed=1)
-
-
-@needs_fork
-@pytest.mark.parametrize("number", range(1, 9))
-def test_killed_at_a_save(folder, base, tmp_path, monkeypatch, number):
-    """A checkpoint is all there or not: killed before the new file is in place, or just after."""
-    run(folder, base, tmp_path / "whole", *flags_of("refresh"))
-
-    def work():
-        calls, replace = [0], os.replace
-
-        def kills(*paths):
-            calls[0] += 1
-            if calls[0] == (number + 1) // 2 and number % 2:
-                die()
-            replace(*paths)
-            if calls[0] == (number + 1) // 2:
-                die()
-        monkeypatch.setattr(policy.os, "replace", kills)
-        run(folder, base, tmp_path / "cut", *flags_of("refresh"))
-    assert Child(work, tmp_path / "child").end()[0] == -signal.SIGKILL
-    run(folder, base, tmp_path / "cut", *flags_of("refresh"))
-    assert same_run(tmp_path / "whole", tmp_path / "cut")
+    assert same_run(tmp_path / "whole" / setting, tmp_path / "cut" / setting)
     assert not [name for name in files(tmp_path / "cut") if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("setting", PERIODS)
+def test_a_run_goes_on_from_every_checkpoint(folder, base, tmp_path, monkeypatch, setting):
+    """The folder as it is after every update, the middle of a period included, copied; each copy
+    is finished by the same command."""
+    save, copies = train.Run.save, []
+
+    def save_and_copy(self):
+        save(self)
+        if self.base and self.done < 1:
+            copies.append(shutil.copytree(tmp_path / "whole", tmp_path / str(self.step)))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "save", save_and_copy)
+        row = run(folder, base, tmp_path / "whole", *PERIODS[setting])
+    assert len(copies) == row["steps"] - 1 and row["steps"] % 2 == (setting == "full")
+    for out in copies:
+        run(folder, base, out, *PERIODS[setting])
+        assert same_run(tmp_path / "whole" / setting, out / setting)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(folder, base, tmp_path, capsys, monkeypatch):
     """The second checkpoint cannot be written: the first stays, and the run can be finished."""
-    fsync, calls = os.fsync, []
+    save, calls = torch.save, []
 
-    def full(fd):
-        calls.append(fd)
-        if len(calls) == 5:
+    def full(state, file):
+        calls.append(file)
+        if len(calls) == 5:  # best.pt and ckpt.pt of the base, best.pt and ckpt.pt
             raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(fd)
-    monkeypatch.setattr(policy.os, "fsync", full)
+        save(state, file)
+    monkeypatch.setattr(torch, "save", full)
     words = command(folder, base, tmp_path, "--save_every", "1", "--eval_every", "99")
     line = refused(capsys, *words)
     assert "cannot be written ([Errno 28] No space left on device); what was there" in line
     assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
-    before = state(tmp_path / "ckpt.pt")["step"]
+    before = state(tmp_path / "masked/ckpt.pt")["step"]
     train.main(words)
-    assert 0 < before < 6 == state(tmp_path / "ckpt.pt")["step"]
-
-
-def test_a_full_disk_at_the_log_is_one_line(folder, base, tmp_path, capsys, monkeypatch):
-    def full(self, row):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(train.Run, "log", full)
-    assert "No space left on device" in refused(capsys, *command(folder, base, tmp_path))
+    assert 0 < before < 6 == state(tmp_path / "masked/ckpt.pt")["step"]
 
 
 # --------------------------------------------------------------------------------------------------
 # Stopped
 
-STOPPED = [*flags_of("refresh"), "--refresh", "4", "--steps", "12", "--save_every", "1"]
+STOPPED = [*flags_of("tail refresh"), "--steps", "8"]  # new texts every 4 updates, samples every 2
 
 
-def signalled(folder, base, out, steps, kind=signal.SIGINT, words=STOPPED, **more):
-    """The run in a child, which gets the signal in these updates -> exit code, stdout, stderr."""
+def signalled(words, folder, step, kinds=(signal.SIGINT,), name="tail"):
+    """The command in a child, which gets these signals in an update of the run of this name -> exit
+    code, stdout, stderr."""
     def work():
         log = train.Run.log
 
         def log_and_signal(self, row):
             log(self, row)
-            if row["step"] in steps:
-                os.kill(os.getpid(), kind)
+            if self.folder.endswith(name) and row["step"] == step:
+                for kind in kinds:
+                    os.kill(os.getpid(), kind)
         train.Run.log = log_and_signal
-        train.main(command(folder, base, out, *words))
-    return Child(work, f"{out}-child", **more).end()
+        train.main(words)
+    return Child(work, folder).end()
 
 
 @needs_fork
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_where_the_next_refresh_begins(folder, base, tmp_path, kind):
-    code, _, err = signalled(folder, base, tmp_path / "cut", [5], kind)
-    assert code == 130 and err.split("\n")[1:] == [
-        "stopping after 3 more updates; once more to stop now and go back to step 4", "",
-        f"stopped; step 8 is saved in {tmp_path}/cut; the same command goes on from there", ""]
-    assert state(tmp_path / "cut/ckpt.pt")["step"] == 8
+def test_a_signal_stops_after_the_update_that_runs(folder, base, tmp_path, kind):
+    words = command(folder, base, tmp_path / "cut", *STOPPED)
+    anew = [] if kind == signal.SIGINT else ["--anew"]
+    code, _, err = signalled([*words, *anew], tmp_path / "child", 5, [kind])
+    again = "the same command without --anew" if anew else "the same command"
+    assert code == 130 and err == (f"\nstopped; step 5 is saved in {tmp_path}/cut/tail; {again} "
+                                   f"goes on from there\n")
+    assert state(tmp_path / "cut/tail/ckpt.pt")["step"] == 5
     run(folder, base, tmp_path / "cut", *STOPPED)
     run(folder, base, tmp_path / "whole", *STOPPED)
-    assert same_run(tmp_path / "whole", tmp_path / "cut")
+    assert same_run(tmp_path / "whole/tail", tmp_path / "cut/tail")
 
 
 @needs_fork
-def test_a_second_signal_leaves_at_once(folder, base, tmp_path):
-    code, _, err = signalled(folder, base, tmp_path / "cut", [5, 6])
-    assert code == 130 and "go back to step 4" in err and "Traceback" not in err
-    assert state(tmp_path / "cut/ckpt.pt")["step"] == 4
-    code, _, err = signalled(folder, base, tmp_path / "new", [1, 2])
-    assert code == 130 and "stop now and begin again" in err
-    assert not os.path.exists(tmp_path / "new/ckpt.pt")
+@pytest.mark.parametrize("step", [5, 1])
+def test_a_second_signal_leaves_at_once(folder, base, tmp_path, step):
+    words = command(folder, base, tmp_path / "o", *STOPPED)
+    code, _, err = signalled(words, tmp_path / "child", step, [signal.SIGINT, signal.SIGTERM])
+    assert code == 130 and err.startswith("\nstopped at once;") and "Traceback" not in err
+    assert (tmp_path / "o/tail/ckpt.pt").exists() == (step > 3)  # --save_every 3
+    assert step == 1 or state(tmp_path / "o/tail/ckpt.pt")["step"] == 3
 
 
 @needs_fork
-@pytest.mark.parametrize("step, left", [(8, 0), (9, 1), (10, 0)])
-def test_a_signal_near_the_end(folder, base, tmp_path, step, left):
-    """Where a refresh begins it stops at once; the end may come before the next refresh; in the
-    last update the run is finished, and the command still stops."""
-    words = [*STOPPED, "--steps", "10"]
-    code, _, err = signalled(folder, base, tmp_path / "cut", [step], words=words)
-    assert code == 130 and f"step {step + left} is saved" in err
-    assert (f"stopping after {left} more" in err) == (left > 0)
-    assert state(tmp_path / "cut/ckpt.pt")["finished"] == (step > 8)
-
-
-@needs_fork
-def test_a_signal_in_the_last_update_of_the_base_stops_the_command(folder, tmp_path):
-    """And --resume alone goes on from there, though no update of RL was made."""
-    words = ["--mode", "train", *TINY, "--data", folder, "--out", str(tmp_path / "cut")]
-
-    def work():
-        log = train.Run.log
-
-        def log_and_signal(self, row):
-            log(self, row)
-            if row["setting"] == "mle" and row["step"] == 4:
-                os.kill(os.getpid(), signal.SIGINT)
-        train.Run.log = log_and_signal
-        train.main(words)
-    code, out, err = Child(work, tmp_path / "child").end()
-    assert code == 130 and "cut/base; the same command" in err and "masked" not in out
-    train.main(["--resume", str(tmp_path / "cut")])
-    train.main([*words[:-1], str(tmp_path / "whole")])
-    assert same_run(tmp_path / "whole", tmp_path / "cut")
+@pytest.mark.parametrize("name, step", [("base", 4), ("mle", 6)])
+def test_a_signal_in_the_last_update_stops_the_command(folder, tmp_path, name, step):
+    """Also in that of the base. The same command goes on with what comes next."""
+    words = merge(*TINY, "--settings", "mle", "--data", folder)
+    cut = [*words, "--out", str(tmp_path / "cut")]
+    code, out, err = signalled(cut, tmp_path / "child", step, name=name)
+    assert code == 130 and f"cut/{name}; the same command goes on" in err
+    assert "test R" not in out and ("mle     " in out) == (name == "mle")
+    train_only(cut)
+    train_only([*words, "--out", str(tmp_path / "whole")])
+    for each in ("base", "mle"):
+        assert same_run(tmp_path / "whole" / each, tmp_path / "cut" / each)
 
 
 @needs_fork
 @pytest.mark.parametrize("stderr_too", [False, True])
 def test_a_reader_who_leaves_stops_the_run(folder, base, tmp_path, stderr_too):
-    """Such as head: saved where a refresh begins, with a code that is not 0 and no traceback."""
+    """Such as head: saved at once, with a code that is not 0 and no traceback."""
     reader, writer = os.pipe()
     os.close(reader)
     words = command(folder, base, tmp_path / "cut", *STOPPED)
@@ -217,75 +188,116 @@ def test_a_reader_who_leaves_stops_the_run(folder, base, tmp_path, stderr_too):
                          stderr=writer if stderr_too else None).end()
     os.close(writer)
     assert code not in (0, 99) and "Traceback" not in err
-    assert state(tmp_path / "cut/ckpt.pt")["step"] == 4
+    assert state(tmp_path / "cut/tail/ckpt.pt")["step"] == 1
     run(folder, base, tmp_path / "cut", *STOPPED)
-    assert len(metrics(tmp_path / "cut")) == 13
-
-
-@needs_fork
-def test_a_reader_who_leaves_at_a_note_or_at_the_end(folder, base, tmp_path, monkeypatch):
-    """Also what is printed beside the progress line finds out, and loses nothing."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    def note(run, progress, row):
-        if row["step"] == 5:
-            print("note", flush=True)
-    monkeypatch.setattr(train, "show", note)
-    words = command(folder, base, tmp_path / "cut", *STOPPED)
-    code, _, err = Child(lambda: train.main(words), tmp_path / "child", stdout=writer).end()
-    assert code == 130 and "Traceback" not in err and state(tmp_path / "cut/ckpt.pt")["step"] == 8
-    monkeypatch.setattr(train, "show", lambda *_: None)
-    code, _, err = Child(lambda: train.main(words), tmp_path / "child", stdout=writer).end()
-    os.close(writer)  # this time it was the table, which is printed last
-    assert code == 1 and "Traceback" not in err and (tmp_path / "cut/results.json").exists()
-
-
-def test_a_finished_run_is_small_and_prints_its_row_again(folder, base, tmp_path, capsys,
-                                                          monkeypatch):
-    run(folder, base, tmp_path)
-    table = capsys.readouterr().out.split("setting  p_m")[1]
-    assert state(tmp_path / "ckpt.pt")["optimizer"] is None
-
-    def never(*_):
-        raise AssertionError("trained or tested again")
-    monkeypatch.setattr(train, "update", never)
-    monkeypatch.setattr(train.evaluate, "test_policy", never)
-    before = files(tmp_path)
-    for words in (command(folder, base, tmp_path), ["--resume", str(tmp_path)]):
-        train.main(words)
-        assert capsys.readouterr().out.split("setting  p_m")[1] == table
-    assert files(tmp_path) == before
-    (tmp_path / "results.json").write_text('{"a": 1}')
-    assert "expected rows" in refused(capsys, *command(folder, base, tmp_path))
+    assert len(metrics(tmp_path / "cut/tail")) == 9
 
 
 # --------------------------------------------------------------------------------------------------
-# Places
+# Whose run it is: code, places, folders
+
+
+def forget_the_house() -> None:
+    """As in a new Python, in which torch alone has been imported."""
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/"):
+            del sys.modules[name]
+
+
+def in_copy(copy, child, words, **env) -> tuple[int, str, str]:
+    """train.py of a copy of the repository, in a fork -> exit code, stdout, stderr."""
+    def work():
+        forget_the_house()
+        sys.path[:] = [str(copy), *(path for path in sys.path if path != ROOT)]
+        sys.argv[:] = ["train.py", *words]
+        os.environ.update(env)
+        runpy.run_path(f"{copy}/train.py", run_name="__main__")
+    return Child(work, child).end()
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The code, where it may be edited."""
+    for name in ("data", "lab"):
+        shutil.copytree(f"{ROOT}/{name}", tmp_path / "copy" / name)
+    for file in Path(ROOT).glob("*.py"):
+        shutil.copy(file, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@needs_fork
+def test_edit_run_look(folder, tmp_path, copy):
+    """A comment or docstring changes nothing. Other code is refused by the same command, in one
+    line that names the file; with --anew it gives its own figures, from a base of its own."""
+    words = merge(*TINY, "--settings", "masked", "--data", folder, "--out", str(tmp_path / "o"))
+
+    def start(*more, **env):
+        return in_copy(copy, tmp_path / "child", [*words, *more], **env)
+
+    def runs():  # what belongs to the base and the run
+        return {name: text for name, text in files(tmp_path / "o").items() if "/" in name}
+    code, _, err = start()
+    assert (code, err) == (0, "")
+    before = runs()
+    sorl = (copy / "sorl.py").read_text(encoding="utf-8")
+    other_words = sorl.replace('"""Semi-offline RL', '"""In other words: semi-offline RL').replace(
+        "def check_rate(p_m: float) -> None:\n",
+        'def check_rate(\n        p_m: float) -> None:  # or raise\n    """Is it one?"""\n\n')
+    assert len(other_words) > len(sorl) + 50
+    (copy / "sorl.py").write_text(other_words, encoding="utf-8")
+    assert start()[0] == 0 and runs() == before
+
+    nothing = "\n\ndef policy_loss(rollout, A, before=None):\n    return 0 * rollout.logp.sum()\n"
+    (copy / "mine.py").write_text(sorl + nothing, encoding="utf-8")
+    by_name = start(SORL="mine")
+    (copy / "sorl.py").write_text(other_words + nothing, encoding="utf-8")
+    for code, _, err in (by_name, start()):
+        assert code == 2 and len(err.splitlines()) == 1
+        assert "o/base: its run was made by another sorl.py; expected another --out, or" in err
+    assert runs() == before
+    assert any(line["rl_loss"] for line in metrics(tmp_path / "o/masked")[1:])
+
+    assert start("--anew")[0] == 0
+    assert all(line["rl_loss"] == 0 for line in metrics(tmp_path / "o/masked")[1:])
+    after = runs()
+    assert all(after[name] != before[name] for name in ("base/metrics.jsonl", "masked/ckpt.pt"))
+    assert start()[0] == 0 and runs() == after
+
+
+@needs_fork
+def test_no_module_of_training_is_forgotten(tmp_path):
+    def work():
+        forget_the_house()
+        import train  # noqa: F401
+        from data import e2e, forecast  # noqa: F401
+        paths = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
+        print(*(path.removeprefix(f"{ROOT}/") for path in paths if path.startswith(f"{ROOT}/")))
+    code, out, _ = Child(work, tmp_path).end()
+    without = {f"lab/{name}.py" for name in ("__init__", "cli", "files", "settings")}  # values
+    without |= {f"lab/{name}.py" for name in ("plots", "report", "sample")}  # made of results
+    assert code == 0 and set(out.split()) - without == set(CODE)
 
 
 def test_places_are_not_identity(folder, base, tmp_path, monkeypatch, capsys):
-    """One data set typed five ways, from two directories, moved; a base that has moved; a run's
-    folder that has moved: it is the same run."""
-    home = tmp_path / "home"
+    """One data set typed five ways, from two directories, moved; a base that has moved; a folder of
+    runs that has moved: they are the same runs."""
+    home, away = tmp_path / "home", tmp_path / "away"
     shutil.copytree(folder, home / "dd/g")
     shutil.copy(base, home / "base.pt")
     monkeypatch.chdir(home)
-    words = ["--mode", "train", *RUN, "--init", "base.pt", "--out"]
-    train.main([*words, "run", "--data", "dd/g"])
-    capsys.readouterr()
-    for typed in ("dd/g/", "./dd/g", f"{home}/dd/g", "dd/../dd/g"):
-        train.main([*words, "run", "--data", typed])
-        assert capsys.readouterr().out.startswith("\nsetting")  # no update
 
-    os.makedirs(tmp_path / "elsewhere")
-    shutil.move(home / "dd/g", tmp_path / "elsewhere/g")
-    shutil.move(home / "base.pt", tmp_path / "elsewhere/b.pt")
-    shutil.move(home / "run", tmp_path / "elsewhere/run")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "dd/g: no such folder" in refused(capsys, "--resume", "run")
-    assert "base.pt: no checkpoint that can be read" in refused(capsys, "--resume", "run", "--data", "g")
-    train.main(["--resume", "run", "--data", "g", "--init", "b.pt"])
-    assert capsys.readouterr().out.startswith("\nsetting")
+    def is_done(data, init, out):
+        capsys.readouterr()
+        train.main(command(data, init, out))
+        return "s left" not in capsys.readouterr().out  # no update
+    assert not is_done("dd/g", "base.pt", "run")
+    for typed in ("dd/g/", "./dd/g", f"{home}/dd/g", "dd/../dd/g"):
+        assert is_done(typed, "base.pt", "run")
+    os.makedirs(away)
+    for old, new in (("dd/g", "g"), ("base.pt", "b.pt"), ("run", "run")):
+        shutil.move(home / old, away / new)
+    monkeypatch.chdir(away)
+    assert is_done("g", "b.pt", "run")
 
 
 def test_an_edited_reward_is_another_run(folder, base, tmp_path, monkeypatch, capsys):
@@ -301,117 +313,88 @@ def test_an_edited_reward_is_another_run(folder, base, tmp_path, monkeypatch, ca
     train.main(words)
 
 
-def test_resume_takes_no_other_flags(folder, base, tmp_path, capsys):
-    run(folder, base, tmp_path / "run")
-    before = files(tmp_path)
-    for words, expected in ((["--p_m", "0.9"], "--p_m: --resume does not use it"),
-                            (["--out", "other"], "--out: --resume does not use it"),
-                            (["--quick"], "--quick: --resume does not use it"),
-                            (["--mode", "compare"], "--resume: --mode compare does not use it")):
-        assert expected in refused(capsys, "--resume", str(tmp_path / "run"), *words)
-    for place in (tmp_path, tmp_path / "nowhere", os.path.dirname(base)):  # the last one is a base
-        assert "no run of --mode train there" in refused(capsys, "--resume", str(place))
-    train.main(["--resume", str(tmp_path / "run"), "--save_every", "9"])
-    assert files(tmp_path) == before
+def test_results_do_not_outlive_their_run(folder, base, tmp_path):
+    """A checkpoint that is taken away, or --anew: the row is that of the new run. What the folder
+    holds meanwhile is not read as the new run's."""
+    first = run(folder, base, tmp_path)
+    (tmp_path / "masked/ckpt.pt").unlink()
+    second = run(folder, base, tmp_path, "--p_m", "0.9", "--steps", "4")
+    third = run(folder, base, tmp_path, "--p_m", "0.8", "--steps", "3", "--anew")
+    assert [(row["p_m"], row["steps"]) for row in (first, second, third)] == [
+        (0.2, 6), (0.9, 4), (0.8, 3)]
+    assert len(metrics(tmp_path / "masked")) == 4
+    whole = tmp_path / "whole"
+    run(folder, base, whole, "--p_m", "0.8", "--steps", "3")
+    assert same_run(whole / "masked", tmp_path / "masked")
 
 
-def test_a_command_that_failed_at_once_can_be_corrected_in_place(folder, base, tmp_path, capsys):
-    """A reward for other data; a rate that diverges before anything was saved."""
-    words = ["--mode", "train", *TINY, "--data", folder, "--out", str(tmp_path)]
-    assert "slot" in refused(capsys, *words, "--reward", "slot")
-    line = refused(capsys, *words, "--base_lr", "1e30")
-    assert "base: the loss is not finite at step 2; try a smaller --base_lr" in line
-    line = refused(capsys, *words, "--lr", "1e30")
-    assert line.endswith("the loss is not finite at step 2; try a smaller --lr")
-    train.main(words)
-    assert state(tmp_path / "ckpt.pt")["finished"]
-
-
-@pytest.mark.parametrize("name", ["online", "mle", "offline", "credit"])
-def test_a_run_that_diverged_after_a_save_asks_for_another_folder(folder, base, tmp_path, capsys,
-                                                                  name):
-    refresh = ["--refresh", "1"] if name == "credit" else []
-    words = command(folder, base, tmp_path / "a", *flags_of(name), *refresh, "--save_every", "1")
-    assert refused(capsys, *words, "--lr", "1e30").endswith("a smaller --lr and another --out")
-    assert "another config (lr)" in refused(capsys, *words)
-    train.main([*words, "--out", str(tmp_path / "b")])
+@pytest.mark.parametrize("save_every", ["3", "1"])
+def test_a_run_that_diverged(folder, base, tmp_path, capsys, save_every):
+    """Before it has saved anything it can be corrected in place; later it asks for another folder.
+    Its row says what happened; a base that diverges ends the command."""
+    words = ["--save_every", save_every]
+    row = run(folder, base, tmp_path / "a", *words, "--lr", "1e30")
+    line = "a/masked: the loss is not finite at step 2; try a smaller --lr"
+    assert line in capsys.readouterr().out
+    assert row["diverged"] and row["steps"] == 2 and row["test_reward"] is None
+    if save_every == "1":
+        line = refused(capsys, *command(folder, base, tmp_path / "a", *words))
+        assert "masked: holds a run of another config (lr)" in line
+        words.append("--anew")
+    assert not run(folder, base, tmp_path / "a", *words)["diverged"]
+    words = merge(*TINY, "--data", folder, "--out", str(tmp_path / "b"), "--base_lr", "1e30")
+    line = refused(capsys, *words)
+    assert line.endswith("base: the loss is not finite at step 2; try a smaller --base_lr")
 
 
 def test_a_run_keeps_out_of_what_is_not_its_own(folder, base, tmp_path, capsys):
-    """Another config, data set or base, foreign files, another mode: one line, and all stays."""
+    """Another config, data set or base, foreign files, a run of another kind: one line, and all
+    stays."""
     run(folder, base, tmp_path / "run")
-    other_base = str(tmp_path / "other.pt")
-    before = state(base)
-    before["model"]["wte.weight"] *= 2
-    torch.save(before, other_base)
-    other_data = str(tmp_path / "data")
+    compare = merge(*TINY, "--data", folder, "--settings", "masked", "--steps", "1",
+                    "--out", str(tmp_path / "compare"))
+    train.main(compare)
+    other_base, other_data = str(tmp_path / "other.pt"), str(tmp_path / "data")
+    changed = state(base)
+    changed["model"]["wte.weight"] *= 2
+    torch.save(changed, other_base)
     shutil.copytree(folder, other_data)
     records = data.load_records(f"{folder}/train.jsonl")
     data.save_records(records[::-1], f"{other_data}/train.jsonl")
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/thesis.tex").write_text("")
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs/config.json").write_text('{"model_type": "bert"}')
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/config.json").write_text("{")
+    for name, file, text in (("foreign", "thesis.tex", ""), ("broken", "config.json", "{"),
+                             ("theirs", "config.json", '{"model_type": "bert"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(text)
     everything = files(tmp_path)
-    run_out = str(tmp_path / "run")
-    compare = [*TINY, "--data", folder, "--settings", "masked", "--out"]
+    here = tmp_path / "run"
     for words, expected in (
-            (command(folder, base, run_out, "--K", "5"), "another config (K)"),
-            (command(folder, base, run_out, "--setting", "online", "--K", "5"), "another config"),
-            (command(other_data, base, run_out), "another config (data_hash)"),
-            (command(folder, other_base, run_out), "another config (base_hash)"),
+            (command(folder, base, here, "--K", "5"), "masked: holds a run of another config (K)"),
+            (command(other_data, base, here), "base: holds a run of another config (data_hash)"),
+            (command(folder, other_base, here), "base: holds a run of another config (base_hash)"),
+            (command(folder, base, here / "masked"), "another config (mode)"),
+            (command(folder, base, here / "base", "--anew"), "another config (mode)"),
+            (merge(*compare, "--settings", "online", "--base_lr", "0.1"),
+             "base: holds a run of another config (base_lr, lr)"),
             (command(folder, base, tmp_path / "foreign"), "holds thesis.tex, and is no run"),
+            (command(folder, base, tmp_path / "foreign", "--anew"), "holds thesis.tex, and is no"),
             (command(folder, base, folder), "holds test.jsonl, and is no run"),
             (command(folder, base, tmp_path / "theirs"), "holds config.json, and is no run"),
             (command(folder, base, tmp_path / "broken"), "expected JSON"),
-            (command(folder, base, tmp_path / "foreign/thesis.tex"), "thesis.tex"),
-            (command(folder, base, "/proc/nowhere"), "/proc/nowhere: cannot be written"),
-            ([*compare, run_out], "another config (mode"),
-            ([*compare, "/proc/nowhere"], "/proc/nowhere: cannot be written")):
+            (command(folder, base, tmp_path / "foreign/thesis.tex"), "thesis.tex: cannot be written"),
+            (command(folder, base, tmp_path / "foreign/thesis.tex/o"), "cannot be written (Not a"),
+            (command(folder, base, "/proc/nowhere"), "/proc/nowhere: cannot be written")):
         assert expected in refused(capsys, *words)
         assert files(tmp_path) == everything, expected
 
 
-def test_a_run_keeps_out_of_a_comparison(folder, tmp_path, capsys):
-    compare = [*TINY, "--data", folder, "--settings", "masked", "--steps", "1", "--out"]
-    train.main([*compare, str(tmp_path)])
-    before = files(tmp_path)
-    for out in (tmp_path, tmp_path / "masked", tmp_path / "base"):
-        line = refused(capsys, "--mode", "train", *TINY, "--data", folder, "--out", str(out))
-        assert "another config (mode" in line
-    other = shutil.copytree(folder, tmp_path.parent / f"{tmp_path.name}-data")
-    records = data.load_records(f"{folder}/train.jsonl")
-    data.save_records(records[::-1], f"{other}/train.jsonl")
-    for words, expected in ((["--lr", "0.1"], "masked: holds a run of another config (lr)"),
-                            (["--settings", "online", "--base_lr", "0.1"],
-                             "base: holds a run of another config (base_lr, lr)"),
-                            (["--settings", "online", "--data", str(other)], "base: holds a run")):
-        assert expected in refused(capsys, *compare, str(tmp_path), *words)
-    assert files(tmp_path) == before
-
-
-def test_a_run_of_a_comparison_is_held_too(folder, tmp_path, capsys):
-    """Who is at work in one of its folders keeps the whole comparison out."""
+@pytest.mark.parametrize("busy", ["", "base", "masked"])
+def test_two_commands_at_once_are_refused(folder, base, tmp_path, capsys, busy):
+    """While another process is at work in one of its folders; once it has gone, it runs."""
     fcntl = pytest.importorskip("fcntl")
-    words = [*TINY, "--data", folder, "--settings", "masked", "--steps", "1"]
-    words += ["--out", str(tmp_path)]
-    train.main(words)
-    with open(tmp_path / "masked/.lock", "w") as other:
+    if busy:
+        run(folder, base, tmp_path)
+    with open(tmp_path / busy / ".lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert "masked: another process is at work there" in refused(capsys, *words)
-    train.main(words)
-
-
-def test_two_commands_at_once_are_refused(folder, base, tmp_path, capsys):
-    """While another process holds the folder; once it has gone, the command runs."""
-    fcntl = pytest.importorskip("fcntl")
-    words = command(folder, base, tmp_path / "o")
-    os.makedirs(tmp_path / "o")
-    with open(tmp_path / "o/.lock", "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert "another process is at work there" in refused(capsys, *words)
-        assert os.listdir(tmp_path / "o") == [".lock"]
-    train.main(words)
-    assert os.path.exists(tmp_path / "o/results.json")
+        line = refused(capsys, *command(folder, base, tmp_path))
+        assert f"{tmp_path / busy}: another process is at work there" in line
+    assert run(folder, base, tmp_path)["steps"] == 6
