@@ -128,14 +128,14 @@ def cost(T: int = 21) -> str:
 
 def ratio() -> str:
     """The push on log π of a token that is now ρ times as likely as when it was drawn."""
-    rho = torch.tensor([0.7, 0.9, 1.0, 1.1, 1.3])
-    lines = ["ρ        " + "".join(f"{x:>7.1f}" for x in rho)]
+    rho = torch.tensor([0.70, 0.85, 1.00, 1.15, 1.30])
+    lines = ["ρ        " + "".join(f"{x:>7.2f}" for x in rho)]
     for A in (1, -1):
         logp = rho.log().view(1, 5, 1).requires_grad_()
         rollout = sorl.Rollout(None, logp, torch.ones(1, 5, 1).bool())
         loss = sorl.policy_loss(rollout, torch.full((1, 5), A), before=torch.zeros(1, 5, 1))
         push, = torch.autograd.grad(-5 * loss, logp)  # the loss is a mean over five samples
-        lines.append(f"A = {A:+}   " + "".join(f"{x:>7.1f}" for x in push.flatten()))
+        lines.append(f"A = {A:+}   " + "".join(f"{x:>7.2f}" for x in push.flatten()))
     return "\n".join(lines)
 
 

@@ -142,7 +142,7 @@ def test_calculations_by_hand_are_right():
     """Everything like `2 · .3 · .7 = .42`, to the digits that it shows."""
     prose = re.sub(r"```.*?```", "", LESSON + README, flags=re.S)
     terms = r"[\d.½¼()\[\]\s]*"
-    found = re.findall(rf"([\d.½(]{terms}(?:[·+−/]{terms})+) = ([−\d.]*\d)", prose)
+    found = re.findall(rf"([\d.½(]{terms}(?:[·+−/]{terms})+)\s=\s([−\d.]*\d)", prose)
     assert len(found) > 25
     symbols = {"·": "*", "−": "-", "½": "0.5", "¼": "0.25", "[": "(", "]": ")", "\n": " "}
     for left, right in found:
