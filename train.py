@@ -247,36 +247,43 @@ def base_config(cfg: Config) -> Config:
         masked_from=round(steps * (1 - cfg.base_masked)))
 
 
-def train_base(cfg: Config, folder: str, task: Task) -> Policy:
-    """The base model in a folder, trained unless it is there already; and its row in the table.
-    Raises Diverged."""
+def train_base(cfg: Config, folder: str, task: Task, only: bool) -> Policy | None:
+    """The base model in a folder, trained unless it is there already, and its row in the table.
+
+    None if it diverged and there are other bases; if it is the only one, raises Diverged."""
     policy = task.new_policy(cfg)
     run = Run(cfg, policy, task.reward(cfg.reward), folder, make_optimizer(cfg, policy.model))
     try:
         fit(run, task, "base")
-    except Diverged:
+    except Diverged as e:
         processes.first(evaluate.write_diverged_row, folder, cfg, "base", run.step)
-        raise
+        if only:
+            raise
+        return task.note(str(e))
     policy = load_policy(f"{folder}/best.pt", task.device)
     evaluate.note_copying(policy, task.dataset["val"])
     processes.first(evaluate.test_run, cfg, "base", folder, policy, task)
     return policy
 
 
-def train_setting(cfg: Config, folder: str, base: Policy, task: Task) -> None:
-    """Train one setting from the base in its folder, and test it. One that diverges gets a row that
-    says so, and does not keep the others from running."""
-    task.note_ranking(cfg)
-    base.model.eval().pushed.zero_()
-    policy = replace(base, model=copy.deepcopy(base.model))
-    run = Run(cfg, policy, task.reward(cfg.reward), folder, make_optimizer(cfg, policy.model),
-              base.model)
-    try:
-        fit(run, task, cfg.setting)
-        processes.first(evaluate.test_run, cfg, cfg.setting, folder, base, task)
-    except Diverged as e:
-        task.note(str(e))
-        processes.first(evaluate.write_diverged_row, folder, cfg, cfg.setting, run.step)
+def train_setting(cfg: Config, folder: str, base: Policy | None, task: Task) -> None:
+    """Train one setting from its base, and test it. If it or its base diverges, it gets a row that
+    says so, and the others run."""
+    step = 0
+    if base:
+        task.note_ranking(cfg)
+        base.model.eval().pushed.zero_()
+        policy = replace(base, model=copy.deepcopy(base.model))
+        run = Run(cfg, policy, task.reward(cfg.reward), folder,
+                  make_optimizer(cfg, policy.model), base.model)
+        try:
+            fit(run, task, cfg.setting)
+            processes.first(evaluate.test_run, cfg, cfg.setting, folder, base, task)
+            return
+        except Diverged as e:
+            task.note(str(e))
+            step = run.step
+    processes.first(evaluate.write_diverged_row, folder, cfg, cfg.setting, step)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -332,29 +339,19 @@ def compare(given: dict) -> None:
     cfg = runs[0][1]
     task, varied, code = Task(cfg), "".join(cfg.vary[:1]), hash_code()
     configs = {cfg.out: replace(cfg, mode="compare")}
-    configs |= {folder: base_config(config) for _, config, _, folder in runs}
-    configs |= {folder: config for _, config, folder, _ in runs}
-    for config in configs.values():  # all mistakes before any work
+    bases = {folder: base_config(config) for _, config, _, folder in runs}
+    configs |= bases | {folder: config for _, config, folder, _ in runs}
+    for config in bases.values():  # all mistakes before any work
         task.reward(config.reward)
-        if config.mode == "base":
-            task.new_policy(config)
+        task.new_policy(config)
     claimed = {folder: task.identity(config, processes.size()) | {"code": code}
                for folder, config in configs.items()}
     with claim(claimed, cfg.anew):
         made, table = {}, f"vary-{varied}" if varied else "results"
         for _, config, folder, home in runs:
-            try:
-                if home not in made:
-                    made[home] = train_base(configs[home], home, task)
-            except Diverged as e:
-                if len({base for *_, base in runs}) == 1:  # nothing else can run
-                    raise
-                made[home] = None
-                task.note(str(e))
-            if made[home]:
-                train_setting(config, folder, made[home], task)
-            else:
-                processes.first(evaluate.write_diverged_row, folder, config, config.setting, 0)
+            if home not in made:
+                made[home] = train_base(configs[home], home, task, only=len(bases) == 1)
+            train_setting(config, folder, made[home], task)
             rows = processes.first(read_finished, runs, varied, claimed)
             processes.first(write_json, rows, f"{cfg.out}/{table}.json")
         if processes.rank() == 0 and varied:
