@@ -74,8 +74,8 @@ def test_fp_of_an_update_are_those_of_the_texts_really_drawn(folder, base, name)
     if cfg.observation == "full":
         acts = uniforms("mask", N, T) < cfg.p_m
         if cfg.mask == "tail":  # p_m = 1/2: the cut is uniform
-            lengths = (static != pad).sum(1).tolist()
-            cuts = [min(L - 1, int(L * u)) for L, u in zip(lengths, uniforms("mask", N).tolist())]
+            lengths, first = (static != pad).sum(1).tolist(), uniforms("mask", N, T)[:, 0]
+            cuts = [min(L - 1, int(L * u)) for L, u in zip(lengths, first.tolist())]
             acts = torch.tensor([[t >= cut for t in range(T)] for cut in cuts])
         u = uniforms("tokens", N, cfg.K, T)
         src, left = (x.repeat_interleave(cfg.num_static, 0) for x in (stored.src, stored.pad))
@@ -100,7 +100,8 @@ def test_every_setting_that_samples_learns_what_is_rewarded(folder, base, tmp_pa
     monkeypatch.chdir(tmp_path)
     runner, batches = built(name, folder, base, "--reward", "letters:share", "--lr", "0.03",
                             "--mle_weight", "0", "--batch_size", "8", "--p_m", "0.6")
-    rewards = [runner.count(train.update(runner, batches))["reward"] for _ in range(12)]
+    updates = 36 if name == "tail refresh" else 12  # its texts are short at first, and cuts late
+    rewards = [runner.count(train.update(runner, batches))["reward"] for _ in range(updates)]
     assert print(rewards) or sum(rewards[-4:]) > 1.1 * sum(rewards[:4]) > 0
 
 
