@@ -3,14 +3,14 @@
 Pre-norm blocks, learned positions, tied embeddings, `scaled_dot_product_attention`. The model is
 causal: the logits in column t see the columns up to t, and predict column t + 1.
 
-Rows are padded on the left, so that every target starts in the same column; padding is described
-by a count per row, never found by comparing ids. The last four ids of the vocabulary are special,
-in the order of the constants below. GPT-2's weights are read from a local folder (`load_gpt2`).
+Rows are padded on the left, so that every target starts in the same column; this padding is given
+as a count per row, not found by comparing ids. The last four ids of the vocabulary are special, in
+the order of the constants below. GPT-2's weights are read from a local folder (`load_gpt2`).
 Left out: rotary positions, and anything that only pays above 100M parameters.
 """
 import json
 import math
-import operator
+import mmap
 import os
 from dataclasses import dataclass
 
@@ -35,35 +35,41 @@ class GPTConfig:
     dropout: float = 0.0
     tanh_gelu: bool = False  # GPT-2's approximation of the GELU
     # Of Linear weights. From GPT-2's 0.02 a model of this width learns much later to copy words of
-    # the source; where it passes over the texts many times, it overfits less.
+    # the source; if it sees the texts many times, it overfits less.
     init_std: float = 0.06
 
 
 class Cache:
     """Keys and values of the columns pushed so far.
 
-    Room for `columns` of them is taken at the first push, and no more than will be used: rows
-    that lie far apart are slow to read."""
+    With `columns`, for decoding, room for so many is taken at the first push, and no more than
+    will be used: rows that lie far apart are slow to read. Without, every push concatenates, so
+    that gradients flow: autograd would copy a buffer that is written into."""
 
-    def __init__(self, config: GPTConfig, columns: int):
-        self.config, self.columns = config, columns
-        self.kv, self.length = None, 0
+    def __init__(self, columns: int = 0):
+        self.columns, self.length = columns, 0
+        self.kv = {}  # (layer, "k" or "v") -> (rows, heads, columns, d)
 
-    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """Write k, v (rows, heads, new, d) behind the columns so far -> all columns."""
-        if self.kv is None:
-            rows, heads, _, d = k.shape
-            self.kv = k.new_empty(self.config.n_layer, 2, rows, heads, self.columns, d)
-        end = self.length + k.size(2)
-        self.kv[layer, 0, :, :, self.length:end] = k
-        self.kv[layer, 1, :, :, self.length:end] = v
-        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+    def append(self, name: tuple[int, str], new: torch.Tensor):
+        """Put keys or values (rows, heads, new, d) after those so far -> those of all columns."""
+        old, end = self.kv.get(name, new[:, :, :0]), self.length + new.size(2)
+        if self.columns == 0:
+            self.kv[name] = torch.cat([old, new], 2)
+            return self.kv[name]
+        if old.size(2) < end:
+            rows, heads, _, d = new.shape
+            self.kv[name] = new.new_empty(rows, heads, self.columns, d)
+            self.kv[name][:, :, :self.length] = old
+        self.kv[name][:, :, self.length:end] = new
+        return self.kv[name][:, :, :end]
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; an index may repeat (one prompt for several samples)."""
-        old = self.kv
-        self.kv = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
-        self.kv[..., :self.length, :] = old[..., :self.length, :].index_select(2, rows)
+    def select(self, rows: torch.Tensor, skip: int = 0) -> None:
+        """Keep these rows, in this order, without their first `skip` columns.
+
+        An index may repeat (one prompt for several samples)."""
+        for name, old in self.kv.items():
+            self.kv[name] = old[:, :, skip:self.length].index_select(0, rows)
+        self.length, self.columns = self.length - skip, max(0, self.columns - skip)
 
 
 class Attention(nn.Module):
@@ -78,7 +84,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B,heads,T,d) each
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
+            k, v = cache.append((layer, "k"), k), cache.append((layer, "v"), v)
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, is_causal=visible is None,
             dropout_p=self.dropout if self.training else 0.0)
@@ -103,9 +109,9 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """`pushed` counts what really went through since it was last set to zero: rows with any text
-    in them, and tokens that are not PAD (an int64 tensor of two numbers, on the model's device,
-    so that counting never waits for it)."""
+    """`pushed` counts what went through since it was last set to zero: rows with any text in
+    them, and tokens that are not PAD (an int64 tensor of two numbers, on the model's device:
+    counting does not wait for a GPU)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -133,13 +139,10 @@ class GPT(nn.Module):
         """ids (B,T), pad (B,) left-pad columns of each row -> logits (B,T-start,V) from `start` on.
 
         With a cache, ids are the columns that follow those already in it (all rows at the same
-        column), and the cache grows by them. Raises ValueError when a row would be longer than
-        block_size."""
+        column), and the cache grows by them. Raises ValueError for a row of more than block_size
+        tokens, its left padding not counted."""
         B, T = ids.shape
         past = cache.length if cache else 0
-        if past + T > self.config.block_size:
-            raise ValueError(f"a row of {past + T} columns does not fit block_size "
-                             f"{self.config.block_size}")
         filled = ids != self.config.vocab_size + PAD
         self.pushed += torch.stack([filled.any(1).sum(), filled.sum()])
 
@@ -152,7 +155,11 @@ class GPT(nn.Module):
             visible = (key >= pad[:, None, None]) & (key <= column[:, None])  # (B,T,past+T)
             visible = visible | (key == column[:, None])  # padding sees itself, or it is NaN
             visible = visible.unsqueeze(1)  # the same for every head
-            position = (column - pad[:, None]).clamp(min=0)
+            position = (column - pad[:, None]).masked_fill(~filled, 0)
+        # The largest position is read only if it may be too large: reading waits for a GPU.
+        if past + T > self.config.block_size and position.max() >= self.config.block_size:
+            raise ValueError(f"a row of {int(position.max()) + 1} tokens does not fit block_size "
+                             f"{self.config.block_size}")
         x = self.drop(self.wte(ids) + self.wpe(position))
         for layer, block in enumerate(self.blocks):
             x = block(x, visible, layer, cache)
@@ -167,8 +174,7 @@ class GPT(nn.Module):
 SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         "tie_word_embeddings": True}  # with another value it is another network
-MOST = {"vocab_size": 10 ** 6, "n_positions": 10 ** 6, "n_layer": 1000, "n_head": 1000,
-        "n_embd": 10 ** 5}  # the sizes, and how much of each is believed of a file
+SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
 NAMES = {"blocks.": "h.", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj",
          "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}  # ours -> GPT-2's
 IGNORED = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # causal masks; wte once more
@@ -184,110 +190,61 @@ def gpt2_config(folder: str) -> GPTConfig:
     try:
         with open(path, encoding="utf-8") as file:
             config = {"model_type": None, **json.load(file)}
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({e.strerror})") from None
-    except (ValueError, TypeError, RecursionError) as e:
-        raise ValueError(f"{path}: expected a JSON object ({e!s:.80})") from None
+        V, T, n_layer, n_head, n_embd = (int(config[name]) for name in SIZES)
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"{path}: expected GPT-2's configuration ({e!r:.80})") from None
     for name, expected in SAME.items():
         if config.get(name, expected) != expected:
             raise ValueError(f"{path}: expected {name} {expected!r}, found {config[name]!r:.40}")
-    for name, most in MOST.items():
-        size = config.get(name)
-        if type(size) is not int or not 0 < size <= most:
-            raise ValueError(f"{path}: {name}: expected a whole number from 1 to {most:,}, found "
-                             f"{size!r:.40}")
-    if config["n_embd"] % config["n_head"]:
-        raise ValueError(f"{path}: n_embd {config['n_embd']}: expected a multiple of n_head = "
-                         f"{config['n_head']}")
-    return GPTConfig(config["vocab_size"] + 3, config["n_positions"], config["n_layer"],
-                     config["n_head"], config["n_embd"], tanh_gelu=True)
+    return GPTConfig(V + 3, T, n_layer, n_head, n_embd, tanh_gelu=True)
 
 
-def safetensors_header(file, path: str) -> tuple[dict, int]:
-    """What a file holds, name -> (dtype, shape, first byte, end), and where byte 0 of that is.
+def read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file in F32, F16 or BF16, by name, as views of it.
 
-    8 bytes count those of the header, the header is JSON, then come the numbers, one tensor after
-    the other. Raises ValueError where they do not fill the file."""
-    size = os.path.getsize(path)
-    begin = 8 + int.from_bytes(file.read(8), "little")
-    if begin > size:
-        raise ValueError(f"{path}: not a safetensors file, or cut short: a header of {begin - 8:,} "
-                         f"bytes in a file of {size:,}")
+    Its first 8 bytes are the length of the header, the header is JSON (type, shape and place of
+    each tensor), the numbers follow. Raises ValueError, of one line, for any other file."""
+    tensors = {}
     try:
-        entries = {}
-        for name, entry in json.loads(file.read(begin - 8)).items():
-            if name != "__metadata__":
-                first, end = map(operator.index, entry["data_offsets"])
-                name = name.removeprefix("transformer.")
-                entries[name] = str(entry["dtype"]), tuple(entry["shape"]), first, end
-        firsts, ends = zip(*sorted(entry[2:] for entry in entries.values()))
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
-        raise ValueError(f"{path}: not a safetensors header ({e!s:.80})") from None
-    if [*firsts, size - begin] != [0, *ends]:
-        raise ValueError(f"{path}: cut short, or sizes that are not true: expected tensors one "
-                         f"after the other, up to the file's {size:,} bytes; they end at "
-                         f"{begin + ends[-1]:,}")
-    return entries, begin
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        begin = 8 + int.from_bytes(content[:8], "little")
+        for name, entry in json.loads(content[8:begin]).items():
+            if entry.get("dtype") in DTYPES:
+                numbers = torch.frombuffer(
+                    content, dtype=DTYPES[entry["dtype"]], count=math.prod(entry["shape"]),
+                    offset=begin + entry["data_offsets"][0])
+                tensors[name.removeprefix("transformer.")] = numbers.view(entry["shape"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ValueError(f"{path}: expected a whole safetensors file ({e!r:.80})") from None
+    return tensors
 
 
-def read_safetensors(path: str, shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
-    """The tensors of these names and shapes, in float32.
-
-    All is checked before any is read, and nothing in the file can run. Raises ValueError, of one
-    line, for a file that lacks one of them, or that holds others."""
-    try:
-        file = open(path, "rb")
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({e.strerror}); weights in several files, or in "
-                         f"pytorch_model.bin, are not understood") from None
-    with file:
-        entries, begin = safetensors_header(file, path)
-        for name in sorted(entries.keys() - shapes.keys()):
-            if not name.endswith(IGNORED):
-                raise ValueError(f"{path}: {name!r:.80}: the network of config.json has none")
-        for name, shape in shapes.items():
-            dtype, found, first, end = entries.get(name, ("nothing", (), 0, 0))
-            width = DTYPES[dtype].itemsize if dtype in DTYPES else 0
-            if width == 0 or found != shape or end - first != math.prod(shape) * width:
-                raise ValueError(f"{path}: {name}: expected {shape} in F32, F16 or BF16, found "
-                                 f"{found!r:.60} in {dtype!r:.20}, {end - first:,} bytes")
-        weights = {}
-        for name, (dtype, _, first, end) in entries.items():
-            if name in shapes:
-                raw = torch.empty(end - first, dtype=torch.uint8)
-                file.seek(begin + first)
-                file.readinto(raw.numpy())
-                weights[name] = raw.view(DTYPES[dtype]).view(shapes[name]).float()
-    return weights
-
-
+@torch.no_grad()
 def load_gpt2(folder: str) -> GPT:
     """GPT-2 with the weights in a folder, on the CPU, in float32.
 
-    PAD, SEP and MASK begin as the mean of the embeddings. Raises ValueError, of one line, for a
-    folder that does not hold what is expected."""
-    def turned(name, weight):  # GPT-2's layers are (in,out), PyTorch's (out,in)
-        return weight.T if ".c_" in name and weight.dim() == 2 else weight
-
-    config = gpt2_config(folder)
-    with torch.device("meta"):  # shapes without memory
-        model = GPT(config)
-    names, shapes = {}, {}
-    for ours, p in model.named_parameters():
-        name = ours
-        for old, new in NAMES.items():
-            name = name.replace(old, new)
-        names[ours], shapes[name] = name, tuple(turned(name, p).shape)
-    shapes["wte.weight"] = config.vocab_size - 3, config.n_embd
-
-    weights, state = read_safetensors(os.path.join(folder, "model.safetensors"), shapes), {}
-    for ours, name in names.items():
-        state[ours] = turned(name, weights.pop(name)).contiguous()
-    wte = state["wte.weight"]
-    mean = wte.mean(0, keepdim=True)
-    state["wte.weight"] = torch.cat([wte[:-1], mean, mean, wte[-1:], mean])
-    model.load_state_dict(state, assign=True)
-    model.pushed = torch.zeros(2, dtype=torch.int64)
+    PAD, SEP and MASK begin as the mean of the embeddings. Raises ValueError, of one line, for
+    other tensors than those of the network in config.json."""
+    model, path = GPT(gpt2_config(folder)), os.path.join(folder, "model.safetensors")
+    tensors = read_safetensors(path)
+    for name, p in model.named_parameters():
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        if name == "wte.weight":
+            p = p[:SEP]  # the ids of GPT-2; three more follow
+        elif ".c_" in name and p.dim() == 2:
+            p = p.T  # GPT-2's layers are (in,out), PyTorch's (out,in)
+        weight = tensors.pop(name, None)
+        if weight is None or weight.shape != p.shape:
+            found = "none in F32, F16 or BF16" if weight is None else tuple(weight.shape)
+            raise ValueError(f"{path}: {name}: expected shape {tuple(p.shape)}, found {found}")
+        p.copy_(weight)
+    if others := [name for name in tensors if not name.endswith(IGNORED)]:
+        raise ValueError(f"{path}: {others[0]!r:.80}: the network of config.json has none")
+    wte = model.wte.weight
+    wte[EOS] = wte[PAD]  # <|endoftext|>
+    wte[[PAD, SEP, MASK]] = wte[:SEP].mean(0)
     return model
 
 
@@ -298,8 +255,8 @@ def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True
     """Logits (..., V) -> log-probabilities (..., V) of the distribution that is sampled.
 
     Temperature, top-k and banned ids act on the logits, before the one log_softmax, so the result
-    is always normalised. PAD, SEP and MASK are never actions; EOS is one only where `end` (a text
-    may stop there). In float32, or float64 where the logits are."""
+    is always normalised. PAD, SEP and MASK are never actions; EOS is one only if `end` (a text
+    may stop). In float32, or in float64 if the logits are."""
     V, dtype = logits.size(-1), torch.promote_types(logits.dtype, torch.float32)
     banned = torch.zeros(V, dtype=dtype, device=logits.device)
     banned[PAD:] = -torch.inf
@@ -317,9 +274,9 @@ def log_probs(logits, temperature: float = 1.0, top_k: int = 0, end: bool = True
 def draw(logp, u):
     """Tokens by inverse CDF: logp (..., V) and uniforms u (..., K) in [0, 1) -> ids (..., K).
 
-    The same uniforms give the same tokens on any batch size. A token of probability 0 is never
-    drawn: where a parallel sum rounds, and so leaves it a sliver of the CDF, the likeliest token
-    takes its place."""
+    The same uniforms give the same tokens at any batch size. A token of probability 0 is never
+    drawn: if rounding in a parallel sum leaves it a sliver of the CDF, the likeliest token takes
+    its place."""
     cdf = logp.exp().cumsum(-1)
     ids = torch.searchsorted(cdf, u * cdf[..., -1:], right=True)
     ids = ids.clamp(max=logp.size(-1) - 1)  # NaN weights would search past the end
@@ -327,10 +284,21 @@ def draw(logp, u):
 
 
 def finish(tokens, vocab_size: int):
-    """Put PAD behind the first EOS: tokens (..., T) -> tokens (..., T), lengths (...) with EOS."""
+    """Put PAD after the first EOS: tokens (..., T) -> tokens (..., T), lengths (...) with EOS."""
     is_end = tokens == vocab_size + EOS
     after = is_end.cumsum(-1) - is_end.long() > 0
     return tokens.masked_fill(after, vocab_size + PAD), (~after).sum(-1)
+
+
+def join(src, pad, text, kept, pad_id: int):
+    """Each source followed by the first tokens of its text -> ids (B,W), pad (B,).
+
+    src (B,S) left-padded, pad (B,), text (B,T), kept (B,) how many tokens of it. The rows are
+    left-padded to end in the same column."""
+    most = int(kept.max())
+    ids = F.pad(torch.cat([src, text[:, :most]], 1), (most, 0), value=pad_id)
+    column = torch.arange(src.size(1) + most, device=src.device)
+    return ids.gather(1, kept[:, None] + column), pad + most - kept
 
 
 @torch.no_grad()
@@ -338,54 +306,64 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
              temperature: float = 1.0, top_k: int = 0, end: bool = True, use_cache: bool = True):
     """Decode K texts of at most T tokens for every source -> ids (B,K,T), PAD after EOS.
 
-    src (B,S) left-padded, pad (B,); uniforms u (B,K,T), or None for one greedy text. Where `mask`
+    src (B,S) left-padded, pad (B,); uniforms u (B,K,T), or None for one greedy text. If `mask`
     (B,T) is given, only its columns are decoded and the others are taken from `static` (B,T), in
-    which a text that has ended goes on reading EOS. `use_cache=False` pushes the whole prefix
-    again for each decoded column: slow, and what the cache is tested against."""
-    B, S = src.shape
-    V, K = model.config.vocab_size, 1 if u is None else u.size(1)
-    row = torch.arange(B, device=src.device).repeat_interleave(K)  # (R,) the source of each row
+    which a text that has ended goes on reading EOS. What is kept before the first decoded column
+    is pushed with the source, in one pass for the K texts; from there each row goes on column by
+    column. `use_cache=False` pushes the whole prefix again for each decoded column: slow, and
+    what the cache is tested against."""
+    B, V, K = len(src), model.config.vocab_size, 1 if u is None else u.size(1)
     if mask is None:
         mask = torch.ones(B, T, dtype=torch.bool, device=src.device)
         static = src.new_full((B, T), V + EOS)
-    out = static.masked_fill(static == V + PAD, V + EOS)[row]  # (R,T), R = B·K
+    text = static.masked_fill(static == V + PAD, V + EOS)
+    mask = mask & (((text == V + EOS) & ~mask).cumsum(1) == 0)  # none after an end that is kept
 
-    # The last column to decode, (B,); -1 where there is none.
+    # The first and the last column to decode, (B,); 0 and -1 for a text without one.
+    first = mask.long().argmax(1) if use_cache else src.new_zeros(B)
     last = (mask * torch.arange(1, T + 1, device=src.device)).amax(1) - 1
-    done = last[row] < 0  # (R,)
+    steps = 1 + int((last - first).max())
+    prompt, pad = join(src, pad, text, first, V + PAD)
+    prompt, S = prompt.masked_fill(last[:, None] < 0, V + PAD), prompt.size(1)
+    cache = Cache(S + steps - 1)  # the last token is never pushed
+
+    row = torch.arange(B, device=src.device).repeat_interleave(K)  # (R,) the source, R = B·K
+    out, done = text[row], last[row] < 0  # (R,T), (R,)
     live = torch.arange(B * K, device=src.device)  # the rows still in the batch
-    cache = Cache(model.config, S + T - 1) if use_cache else None  # the last token is never pushed
-    for t in range(T):
-        acts = mask[row[live], t] & ~done[live]
-        if cache is None:
-            prefix = torch.cat([src[row], out[:, :t]], 1).masked_fill(~acts[:, None], V + PAD)
-            logits = model(prefix, pad[row], start=S + t - 1)[:, 0]
-        elif t == 0:  # the prompt's pass is shared by the K samples of a source
-            prompt = src.masked_fill(last[:, None] < 0, V + PAD)
-            logits = model(prompt, pad, cache, start=S - 1)[:, 0]
+    for step in range(steps):
+        source = row[live]
+        t = (first[source] + step).clamp(max=T - 1)  # the column that each row decodes
+        acts = mask[source, t] & ~done[live]
+        if not use_cache:
+            prefix = torch.cat([prompt[row], out[:, :step]], 1)
+            prefix = prefix.masked_fill(~acts[:, None], V + PAD)
+            logits = model(prefix, pad[row], start=S + step - 1)[:, 0]
+        elif step == 0:
+            logits = model(prompt, pad, cache, start=S - 1)[row, 0]
             if K > 1:
-                logits = logits.repeat_interleave(K, 0)
                 cache.select(row)
         else:
             pushed = out[live, t - 1].masked_fill(done[live], V + PAD)
-            logits = model(pushed[:, None], pad[row[live]], cache)[:, 0]
+            logits = model(pushed[:, None], pad[source], cache)[:, 0]
 
         logp = log_probs(logits, temperature, top_k, end)
         if u is None:
             token = logp.argmax(-1)
         else:
-            token = draw(logp, u[row[live], live % K, t, None])[:, 0]
+            token = draw(logp, u[source, live % K, t, None])[:, 0]
         out[live, t] = torch.where(acts, token, out[live, t])
-        done[live] |= (out[live, t] == V + EOS) | (last[row[live]] <= t)
+        done[live] |= (out[live, t] == V + EOS) | (last[source] <= t)
 
-        # Finished rows leave; not at every column, since that waits for the device.
-        if t % 4 == 3:
+        # Finished rows leave; not at every column, since that waits for a GPU.
+        if step % 4 == 3:
             keep = torch.nonzero(~done[live]).squeeze(1)
             if len(keep) == 0:
                 break
             if use_cache and len(keep) < 0.8 * len(live):
-                cache.select(keep)
                 live = live[keep]
+                padding = int(pad[row[live]].min())  # that of all rows is not read any more
+                cache.select(keep, padding)
+                pad = pad - padding
 
     # Autocast would keep the weights that it has cast without gradients here, and until PyTorch
     # 2.9 the forward propagation that follows would learn nothing.

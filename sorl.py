@@ -26,7 +26,8 @@ masks that cut a text's tail off, and samples that serve several updates (reuse)
 import hashlib
 from dataclasses import dataclass, replace
 
-from model import GPT, MASK, PAD, draw, finish, generate, log_probs  # before torch: see there
+from model import (GPT, MASK, PAD, Cache, draw, finish, generate,  # before torch: see there
+                   log_probs)
 
 import torch
 import torch.nn.functional as F
@@ -120,9 +121,15 @@ def target_logits(model: GPT, src, pad, text):
     src (B,S), pad (B,), text (R,T) as fed, R / B texts for each source. The model is causal: the
     logits of column t come from the columns before t, so the last column of `text` is predicted,
     and never fed."""
-    texts = len(text) // len(src)
-    src, pad = src.repeat_interleave(texts, 0), pad.repeat_interleave(texts, 0)
-    return model(torch.cat([src, text[:, :-1]], 1), pad, start=src.size(1) - 1)
+    if len(text) == len(src) or text.size(1) == 1:
+        src, pad = (x.repeat_interleave(len(text) // len(src), 0) for x in (src, pad))
+        return model(torch.cat([src, text[:, :-1]], 1), pad, start=src.size(1) - 1)
+    # A source is pushed once for all of its texts, which are then the columns that follow it.
+    row = torch.arange(len(src), device=src.device).repeat_interleave(len(text) // len(src))
+    cache = Cache()
+    first = model(src, pad, cache, start=src.size(1) - 1)  # (B,1,V)
+    cache.select(row)
+    return torch.cat([first[row], model(text[:, :-1], pad[row], cache)], 1)
 
 
 # --------------------------------------------------------------------------------------------------

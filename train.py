@@ -34,7 +34,8 @@ from lab.batches import Batches
 from lab.cli import parse_args, run_command
 from lab.files import read_json, write_json
 from lab.run import Diverged, Progress, Run, Stop, claim, hash_code, show
-from lab.settings import (BASE, QUICK, SETTINGS, USED, Config, make_config, unused_flags, variants)
+from lab.settings import (BASE, PLACES, QUICK, SETTINGS, USED, Config, make_config,
+                          unused_flags, variants)
 from lab.task import Policy, Task, autocast, load_policy, machine_of, score
 
 WARMUP, CLIP = 0.1, 1.0  # share of the updates; largest norm of the gradient
@@ -325,7 +326,8 @@ def read_finished(runs: list, varied: str, claimed: dict[str, dict]) -> list[dic
             for name in ("base", *SETTINGS)}
     if varied:
         rows = {folder: (base, {"flag": varied, "value": word}) for word, _, folder, base in runs}
-    same, found = (*BASE, "seed", "code", "data_hash", "base_hash", "reward_hash"), []
+    hashes = {"seed", "code", "data_hash", "base_hash", "reward_hash"}
+    same, found = (BASE - PLACES) | hashes, []
     for folder, (base, more) in rows.items():
         config = read_json(f"{folder}/config.json") or {}
         if all(config.get(key) == claimed[base].get(key) for key in same):

@@ -190,6 +190,25 @@ def test_target_logits_are_those_of_the_whole_row(tiny):
     assert (sorl.target_logits(tiny, src, pad, text) - whole).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("K", [1, 4])
+def test_a_source_is_pushed_once_for_its_texts(tiny, K):
+    """With the logits and the gradient of pushing it again for each text, in float64."""
+    model = tiny.double()
+    src, pad = prompts([4, 7, 2])
+    text, lengths = texts_of([8, 6, 3, 9, 1, 2] * K, 9)
+    row = torch.arange(3).repeat_interleave(2 * K)
+    whole = model(torch.cat([src[row], text[:, :-1]], 1), pad[row], start=src.size(1) - 1)
+    model.pushed.zero_()
+    shared = sorl.target_logits(model, src, pad, text)
+    fed = (lengths - (lengths == 9).long()).sum()  # the last column is not fed
+    assert model.pushed[1] == (src.size(1) - pad).sum() + fed
+    assert torch.allclose(shared, whole, atol=1e-12)
+    out = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0)).double()
+    grads = [torch.autograd.grad((logits * out).sum(), [*model.parameters()])
+             for logits in (shared, whole)]
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*grads))
+
+
 # --- rollouts -------------------------------------------------------------------------------------
 
 def test_one_pass_costs_one_row_a_static_text(tiny):
