@@ -54,8 +54,8 @@ def choose_settings(rows: list[dict]) -> list[str]:
     """Of the settings within .02 of the best validation reward, the dearest and the cheapest."""
     level = max(row["val_reward"] for row in rows) - 0.02
     reached = [row for row in rows if row["val_reward"] >= level and row["fp"] > 0]
-    reached.sort(key=lambda row: -row["fp"])
-    return list(dict.fromkeys(row["name"] for row in reached[:1] + reached[-1:]))
+    ends = [of(reached, key=lambda row: row["fp"])["name"] for of in (max, min) if reached]
+    return list(dict.fromkeys(ends))
 
 
 def why_not_live(policy: Policy, records: list[data.Record]) -> str | None:
