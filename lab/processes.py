@@ -21,7 +21,9 @@ def begin(device: str) -> None:
     gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
+    backend = "nccl" if gpu else "gloo"
+    exchange(lambda: dist.init_process_group(backend, timeout=PATIENCE))
+    meet()  # else process 0 could leave, for a mistake in a flag, while others still join
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")
 

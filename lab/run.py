@@ -292,5 +292,5 @@ class Stop:
 
     def ask(self, *_):
         if self.asked:
-            raise KeyboardInterrupt("stopped at once; the same command goes on from what was saved")
+            raise KeyboardInterrupt("stopped at once; what was saved last is kept")
         self.asked = True

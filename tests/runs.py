@@ -156,20 +156,20 @@ def refused(capsys, *flags) -> str:
 class Child:
     """work() in a process forked from this one: it may be killed, and starts in no time.
 
-    Its output goes to files in `folder`, or to a pipe that is given as a descriptor."""
+    Its output goes to files in `folder`; stdout may be a descriptor."""
 
-    def __init__(self, work, folder, stdout: int | None = None, stderr: int | None = None):
+    def __init__(self, work, folder, stdout: int | None = None):
         os.makedirs(folder, exist_ok=True)
         self.paths = [f"{folder}/stdout.txt", f"{folder}/stderr.txt"]
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            os._exit(self.body(work, stdout, stderr))
+            os._exit(self.body(work, stdout))
 
-    def body(self, work, stdout, stderr) -> int:
+    def body(self, work, stdout) -> int:
         out, err = (os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in self.paths)
         os.dup2(out if stdout is None else stdout, 1)
-        os.dup2(err if stderr is None else stderr, 2)
+        os.dup2(err, 2)
         sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))
         code = 0
         try:

@@ -63,10 +63,16 @@ def dataset(path, records, **flags) -> str:
     ("--settings tail --refresh 3 --reuse 2", "--refresh 3: expected a multiple of reuse = 2"),
     ("--settings masked --p_m 0", "--p_m 0.0: expected above 0, or nothing is learned"),
     ("--reward roge", "did you mean 'rouge'"),
+    ("--settings masked --vary K 4 x", "--vary: --K x: expected a whole number"),
+    ("--settings masked --vary reward rouge roge", "reward 'roge': expected"),
+    ("--settings masked --vary block_size 128 6", "more: a source of more than 3 tokens"),
     ("--data no/such/folder", "no such folder"),
     pytest.param("--device cuda", "--device cuda: this machine has none", marks=no_cuda),
     ("--mode eval --init no/such.pt", "no/such.pt: cannot be read (No such file"),
     ("--mode candidates --init BASE", "expected --out"),
+    ("--mode candidates --init BASE --out /proc/x", "--out /proc/x: cannot be made"),
+    ("--mode candidates --init BASE --out BASE", "holds files already; expected a new folder"),
+    ("--mode eval --init BASE --out BASE", "holds files already; expected a new folder"),
     ("--mode sample --init BASE --temperature 0", "--temperature 0: expected a number, 0.001"),
 ])
 def test_bad_flags_are_one_line(capsys, base, folder, tmp_path, monkeypatch, flags, expected):
@@ -120,15 +126,12 @@ def test_flags_in_order_lowest_first(tmp_path):
 @pytest.mark.parametrize("flags, expected", [
     ({"": {"learning_rate": 1}}, "'learning_rate' is no flag that data may choose"),
     ({"": {"out": "/tmp"}}, "'out' is no flag that data may choose"),
-    ({"": {"seed": 1}}, "'seed' is no flag"),
     ({"": {"lr": "fast"}}, "flags.json: --lr fast: expected a number"),
     ({"": {"K": 2.5}}, "flags.json: --K 2.5: expected a whole number"),
-    ({"": {"K": True}}, "--K True: expected a whole"),
     ({"": {"stored": "good"}}, "--stored good: expected one of data, best"),
     ({"": {"reward": "os:system"}}, "reward: expected built-in ones"),
     ({"nocredit": {}}, "expected one of mle"), ({"masked": [1]}, "flags.json: expected {setting"),
     ({"masked": {"base_lr": 0.1}}, "'base_lr' is no flag that data may choose for one"),
-    ([1], "flags.json: expected"), ({"preset": "gpu"}, "flags.json: expected"),
 ])
 def test_what_data_may_not_choose(capsys, tmp_path, flags, expected):
     path = dataset(tmp_path / "d", short_records(3), flags=flags)
@@ -150,24 +153,19 @@ def test_every_flag_is_known(capsys):
 # Rewards of the user
 
 
-@pytest.mark.parametrize("name, body", [
-    ("ConnectionError", "raise ConnectionError('no server')"),
-    ("BrokenPipeError", "raise BrokenPipeError('gone')"),
-    ("SystemExit", "sys.exit(0)"),
-    ("InputError", "raise data.InputError('theirs')"),
-])
+@pytest.mark.parametrize("error", ["BrokenPipeError", "SystemExit", "data.InputError"])
 def test_an_error_inside_a_reward_keeps_its_traceback(capsys, folder, base, tmp_path, monkeypatch,
-                                                      name, body):
-    """Whatever its type, with exit code 1."""
-    module = f"raises_{name.lower()}"
+                                                      error):
+    """Whatever its type, also those that end our own commands, with exit code 1."""
+    module = f"raises_{error[:4]}"
     (tmp_path / f"{module}.py").write_text(
-        f"import sys\nimport data\ndef f(hypotheses, references, sources):\n    {body}\n")
+        f"import data\ndef f(hypotheses, references, sources):\n    raise {error}('theirs')\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as e:
         train.main(command(folder, base, "out", "--reward", f"{module}:f"))
     err = capsys.readouterr().err
-    assert e.value.code == 1 and "Traceback" in err and f"{module}.py\", line 4" in err
-    assert name in err.splitlines()[-1]
+    assert e.value.code == 1 and "Traceback" in err and f"{module}.py\", line 3" in err
+    assert f"{error}: theirs" in err.splitlines()[-1]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -198,32 +196,23 @@ def test_a_comparison_is_reprinted_and_grows(folder, tmp_path, capsys, monkeypat
     assert "tail/results.json: expected" in refused(capsys, *words)
 
 
-def test_seeds_differ_and_one_more_can_be_added(folder, tmp_path):
-    words = merge(*TINY, "--data", folder, "--steps", "1", "--out", str(tmp_path),
-                  "--settings", "mle", "masked")
-    train_only([*words, "--seeds", "0", "1"])
-    before = files(tmp_path / "seed1")
-    train_only([*words, "--seeds", "0", "1", "2"])
-    assert [(row["name"], row["seed"]) for row in read_rows(tmp_path)] == [
-        (name, seed) for seed in range(3) for name in ("base", "mle", "masked")]
-    assert files(tmp_path / "seed1") == before
-    assert not same(*(weights(tmp_path / f"seed{seed}/base/best.pt") for seed in range(2)))
-
-
-def test_vary_shares_bases_and_grows(folder, base, tmp_path, capsys):
-    """Rows differ in one flag and name it; values, settings and flags can be added later."""
-    words = command(folder, base, tmp_path, "--steps", "1")
-    train.main([*words, "--vary", "K", "3", "4"])
+def test_a_sweep_shares_bases_and_grows(folder, tmp_path, capsys):
+    """Rows differ in one flag and name it; values, settings, seeds and flags can be added later."""
+    words = merge(*TINY, "--data", folder, "--steps", "1", "--out", str(tmp_path))
+    train.main([*words, "--settings", "masked", "--vary", "K", "3", "4", "--seeds", "0", "1"])
     assert "vary-K.txt" in os.listdir(tmp_path) and "4" in capsys.readouterr().out
-    before = files(tmp_path / "seed0/masked-K_4")
-    train_only(merge(*words, "--settings", "masked", "online", "--vary", "K", "4", "5"))
-    assert [(r["name"], r["flag"], r["value"], r["K"]) for r in read_rows(tmp_path, "vary-K.json")
-            ] == [(name, "K", str(K), K) for name in ("online", "masked") for K in (4, 5)]
-    assert files(tmp_path / "seed0/masked-K_4") == before
-    train_only([*words, "--vary", "p_m", ".1", "0.3"])
-    bases = [name for name in os.listdir(tmp_path / "seed0") if name.startswith("base")]
-    assert bases == ["base"]
+    old, before = ("seed1/base", "seed1/masked-K_4"), files(tmp_path)
+    train_only([*words, "--settings", "masked", "online", "--vary", "K", "4", "5",
+                "--seeds", "0", "1", "2"])
+    rows = read_rows(tmp_path, "vary-K.json")
+    assert [(row["seed"], row["name"], row["value"], row["K"]) for row in rows] == [
+        (seed, name, str(K), K) for seed in range(3) for name in ("online", "masked") for K in (4, 5)]
+    train_only([*words, "--settings", "masked", "--vary", "p_m", ".1", "0.3", "--seeds", "1"])
     assert [row["value"] for row in read_rows(tmp_path, "vary-p_m.json")] == [".1", "0.3"]
+    after = files(tmp_path)
+    assert all(after[name] == before[name] for name in before if name.startswith(old))
+    assert [name for name in os.listdir(tmp_path / "seed1") if "base" in name] == ["base"]
+    assert not same(*(weights(tmp_path / f"seed{seed}/base/best.pt") for seed in range(2)))
 
 
 @pytest.mark.parametrize("flag, values, differs", [
@@ -256,16 +245,6 @@ def test_a_run_that_diverges_in_a_sweep_does_not_keep_the_others(folder, tmp_pat
         assert capsys.readouterr().out.count(line) == 1
 
 
-def test_all_mistakes_of_a_sweep_are_found_before_any_work(folder, tmp_path, capsys):
-    """Sources that do not fit, or a reward that is none, at the last value."""
-    words = [*TINY, "--data", folder, "--out", str(tmp_path / "out"), "--settings", "masked"]
-    line = refused(capsys, *merge(*words, "--vary", "block_size", "64", "8"))
-    assert "train.jsonl:5 'Rome hail 4', and 11 more: a source of more than" in line
-    assert "rooge" in refused(capsys, *words, "--vary", "reward", "rouge", "rooge")
-    assert "expected a whole number" in refused(capsys, *words, "--vary", "K", "4", "x")
-    assert not (tmp_path / "out").exists()
-
-
 # --------------------------------------------------------------------------------------------------
 # eval, sample, candidates
 
@@ -289,26 +268,12 @@ def test_eval_knows_its_data_and_reward_and_agrees_with_the_row(folder, base, tm
     assert "reward rouge" in capsys.readouterr().out
 
 
-def test_eval_and_candidates_write_into_new_folders_alone(folder, base, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    for mode in ("eval", "candidates"):
-        for out in (tmp_path, tmp_path / "file", os.path.dirname(base)):
-            line = refused(capsys, "--mode", mode, "--init", base, "--out", str(out))
-            assert "expected a new folder" in line
-        line = refused(capsys, "--mode", mode, "--init", base, "--out", "/proc/x")
-        assert "cannot be made" in line
-    train.main(["--mode", "eval", "--init", base])
-    assert os.listdir(tmp_path) == ["file"]
-
-
 def test_candidates_are_ranked_and_trained_on(folder, base, tmp_path, capsys, monkeypatch):
     """The same data, whose static texts are the policy's, best first, with the data's flags. A
     command that is stopped leaves nothing that stands in its way."""
-    with_flags = shutil.copytree(folder, tmp_path / "d")
-    (with_flags / "flags.json").write_text('{"": {"p_m": 0.4}}')
-    new = str(tmp_path / "new")
-    words = ["--mode", "candidates", "--init", base, "--data", str(with_flags), "--K", "3",
-             "--temperature", "0.7", "--out", new]
+    records = data.load_dataset(folder)["train"]
+    path, new = dataset(tmp_path / "d", records, flags={"": {"p_m": 0.4}}), str(tmp_path / "new")
+    words = ["--mode", "candidates", "--init", base, "--data", path, "--K", "3", "--out", new]
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -318,10 +283,9 @@ def test_candidates_are_ranked_and_trained_on(folder, base, tmp_path, capsys, mo
     assert e.value.code == 130 and os.listdir(new) == []
     train.main(words)
     assert "3 candidates per source" in capsys.readouterr().out
-    before, after = data.load_dataset(folder), data.load_dataset(new)
-    for old, r in zip(before["train"], after["train"], strict=True):
-        assert (r.source, r.references, r.target) == (old.source, old.references, old.target)
-        assert len(r.static) == 3
+    assert f"{new}: holds files already" in refused(capsys, *words)
+    for old, r in zip(records, data.load_dataset(new)["train"], strict=True):
+        assert train.replace(old, static=r.static) == r and len(r.static) == 3
         scores = load_reward("rouge")(r.static, [r.references] * 3, [r.source] * 3)
         assert list(scores) == sorted(scores, reverse=True)
     assert config("--data", new).p_m == 0.4
@@ -355,46 +319,39 @@ def test_sample_shows_the_method_on_one_source(folder, base, tmp_path, capsys, m
     assert (logs[-1][1]["rollout"].tokens != tok.pad).sum(2).max() > len(tok.encode(r.static[0])) + 1
 
 
-def bad_checkpoints(whole: dict) -> dict:
-    """Name -> (content, what the line about it says)."""
-    gpt, flags, weights = whole["gpt"], whole["config"], whole["model"]
-    nan = weights | {"wte.weight": weights["wte.weight"] * float("nan")}
-    old = {name: value for name, value in flags.items() if name != "reuse"}
-    none = "expected a checkpoint of train.py; this file is none"
-    return {
-        "text": (b"hello", none), "html": (b"<!DOCTYPE html><html>", none), "empty": (b"", none),
-        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", none),
-        "code": (torch.nn.Linear(2, 2), none),
-        "list": ([1], "expected a checkpoint of train.py"),
-        "part": ({"model": {}}, "expected a checkpoint of train.py"),
-        "old": (whole | {"config": old}, "a checkpoint of an earlier edition"),
-        "width": (whole | {"gpt": gpt | {"n_embd": 32}}, "weights and shape do not fit"),
-        "heads": (whole | {"gpt": gpt | {"n_head": 3}}, "weights and shape do not fit"),
-        "no heads": (whole | {"gpt": gpt | {"n_head": 0}}, "weights and shape do not fit"),
-        "tokenizer": (whole | {"tokenizer": 5}, "do not fit (expected a tokenizer's"),
-        "long": (whole | {"T": 64}, "its longest text T does not fit"),
-        "words": (whole | {"T": "9"}, "its longest text T does not fit"),
-        "nan": (whole | {"model": nan}, "some weights are not finite"),
-        "K": (whole | {"config": flags | {"K": -3}}, "its config: --K -3: expected a whole"),
-        "hot": (whole | {"config": flags | {"temperature": "hot"}}, "hot: expected a number"),
-        "more": (whole | {"config": flags | {"more": 1}}, "its config: other flags than this"),
-    }
+NONE = "expected a checkpoint of train.py"
+NO_FILE = f"{NONE}; this file is none, or only a part of one"
+NO_FIT = "weights and shape do not fit ("
 
 
-NAMES = bad_checkpoints(dict(gpt={}, config={}, model={"wte.weight": torch.ones(1)}))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bad_checkpoints(capsys, folder, base, tmp_path, name):
+@pytest.mark.parametrize("content, expected", [
+    (b"", NO_FILE), (b"hello", NO_FILE), (b"<!DOCTYPE html><html>", NO_FILE),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", NO_FILE),
+    (torch.nn.Linear(2, 2), NO_FILE), ([1], NONE), ({"T": None, "part": True}, NONE),
+    ({"config": [1]}, "a checkpoint of an earlier edition"),
+    ({"gpt": {"n_embd": 32}}, NO_FIT), ({"gpt": {"n_head": 3}}, NO_FIT),
+    ({"gpt": {"n_head": 0}}, NO_FIT), ({"tokenizer": 5}, f"{NO_FIT}expected a tokenizer's"),
+    ({"T": 64}, "its longest text T does not fit"), ({"T": "9"}, "longest text T does not fit"),
+    ({"model": {"ln_f.bias": torch.full((16,), torch.nan)}}, "some weights are not finite"),
+    ({"config": {"K": -3}}, "bad.pt: its config: --K -3: expected a whole number"),
+    ({"config": {"temperature": "hot"}}, "its config: --temperature hot: expected a number"),
+    ({"config": {"more": 1}}, "its config: other flags than this edition's"),
+])
+def test_bad_checkpoints(capsys, folder, base, tmp_path, content, expected):
     """One line that says what the file is not, in whatever command uses it."""
-    content, expected = bad_checkpoints(state(base))[name]
-    path = tmp_path / "bad.pt"
+    path, whole = tmp_path / "bad.pt", state(base)
+    if isinstance(content, dict):  # changes of a good one
+        changed = {key: whole[key] | value if isinstance(value, dict) else value
+                   for key, value in content.items()}
+        content = changed if "part" in content else whole | changed
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    commands = [["--mode", "sample", "--init", str(path)], command(folder, str(path), tmp_path / "o")]
-    for words in commands[:1] if name in ("K", "hot", "more") else commands:
+    commands = [["--mode", "sample", "--init", str(path)]]
+    if "its config" not in expected:  # which training from it does not use
+        commands.append(command(folder, str(path), tmp_path / "o"))
+    for words in commands:
         line = refused(capsys, *words)
         assert f"{path}: " in line and expected in line
     assert os.listdir(tmp_path) == ["bad.pt"]
@@ -416,49 +373,27 @@ def test_pretrained_weights_that_are_not_finite(monkeypatch):
 # What is said of the data
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-def test_nothing_to_rank_is_noted_once(capsys, tmp_path, copies):
-    """One static text per source, or copies of it: their ranking teaches nothing. Samples do."""
-    records = [data.Record(r.source, r.references, static=r.references[:1] * copies)
-               for r in short_records(12)]
-    path = dataset(tmp_path / "d", records)
-    words = merge(*TINY, "--data", path, "--steps", "1", "--credit", "0.5", "--num_static", "2",
-                  "--out", str(tmp_path / "out"), "--settings", "offline", "masked")
-    train_only([*words, "--seeds", "0", "1"])
-    out = capsys.readouterr().out
-    for name in ("offline", "masked"):
-        assert out.count(f"note: {name}: no source has two different static texts") == 1
-    assert metrics(tmp_path / "out/seed0/masked")[1]["rl_loss"] != 0
-
-
-def test_equal_rewards_are_noted_once_they_last(folder, base, tmp_path, monkeypatch, capsys):
-    """All samples of a group score the same, ten updates long: nothing is learned."""
-    (tmp_path / "flat.py").write_text("def f(hypotheses, references, sources):\n"
-                                      "    return [0.25] * len(hypotheses)\n")
-    monkeypatch.chdir(tmp_path)
-    for steps, times in (("9", 0), ("25", 1)):
-        run(folder, base, f"out{steps}", "--reward", "flat:f", "--steps", steps)
-        assert capsys.readouterr().out.count("have had equal rewards (mean 0.25)") == times
-    lines = metrics("out9/masked")[1:]
+def test_what_is_said_of_the_data_is_said_once(capsys, tmp_path):
+    """One static text per source has no other to be ranked against; Chinese is nothing to ROUGE, so
+    that all rewards are equal, which is said when it has lasted for ten updates; texts are cut."""
+    records = [data.Record(f"北京 {i}", ["北京 有 雨"], static=["北京 有"] * 3) for i in range(8)]
+    path, out = dataset(tmp_path / "d", records), tmp_path / "out"
+    words = merge(*TINY, "--data", path, "--out", str(out), "--settings", "offline", "masked",
+                  "--seeds", "0", "1", "--max_len", "6", "--credit", "0.5", "--num_static", "2")
+    train_only(merge(*words, "--steps", "9"))
+    said = capsys.readouterr().out
+    tok = task.load_policy(out / "seed0/base/best.pt", "cpu").tok
+    cut = sum(len(tok.encode(text)) > 5 for text in ("北京 有 雨", "北京 有")) * 3 * len(records)
+    for note in ("note: offline: no source has two different static texts",
+                 "note: masked: no source has two different static texts",
+                 f"note: {cut} targets and static texts are longer than 6 tokens and are cut",
+                 "chrf reads every script"):
+        assert said.count(note) == 1, note
+    assert "have had equal rewards" not in said
+    train_only(merge(*words, "--settings", "masked", "--steps", "25", "--anew"))
+    assert capsys.readouterr().out.count("have had equal rewards (mean 0.00)") == 2  # of two runs
+    lines = metrics(out / "seed1/masked")[1:]
     assert all(line["equal_rewards"] == 1 and line["rl_loss"] == 0 for line in lines)
-
-
-def test_long_texts_are_cut_and_counted_once(capsys, folder, tmp_path):
-    words = merge(*TINY, "--data", folder, "--steps", "1", "--max_len", "6", "--settings", "masked",
-                  "--seeds", "0", "1", "--out", str(tmp_path / "out"))
-    train_only(words)
-    out = capsys.readouterr().out
-    records = [r for split in data.load_dataset(folder).values() for r in split]
-    tok = train.load_policy(f"{tmp_path}/out/seed0/base/best.pt", torch.device("cpu")).tok
-    long = sum(len(tok.encode(text)) > 5 for r in records for text in {*r.target, *r.static})
-    assert out.count(f"note: {long} targets and static texts are longer than 6 tokens") == 1
-
-
-def test_a_reward_that_cannot_see_is_noted(capsys, base, tmp_path):
-    records = [data.Record(f"北京 {i}", [f"北京 有 雨 {i}", "雨"]) for i in range(8)]
-    path = dataset(tmp_path / "d", records)
-    run(path, base, tmp_path / "out", "--steps", "1")
-    assert "chrf reads every script" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------
@@ -495,14 +430,6 @@ def test_ctrl_c_while_modules_are_imported_says_nothing():
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == b"" and process.returncode == -signal.SIGINT
-
-
-@pytest.mark.slow
-def test_head(folder, base, tmp_path):
-    words = command(folder, base, tmp_path / "out", "--steps", "300", "--eval_every", "300")
-    done = python("train.py", *words, shell='set -o pipefail; "$0" -u "$@" | head -n 1')
-    assert done.returncode in (1, 130) and b"Traceback" not in done.stderr
-    assert b"Exception ignored" not in done.stderr and done.stdout.count(b"\n") == 1
 
 
 @pytest.mark.slow

@@ -43,6 +43,10 @@ def group(work, folder, size=2) -> list[tuple[int, str, str]]:
 # Two processes are one with --accumulate 2
 
 
+def close(a: dict, b: dict, atol: float) -> bool:
+    return all(torch.allclose(a[key], b[key], atol=atol) for key in a)
+
+
 def test_two_processes_have_gradient_texts_and_samples_of_accumulate_2(folder, base, tmp_path):
     """Every setting, two updates: the second one reads the samples of the first, if they serve two.
     Both processes have the same weights, to the bit."""
@@ -64,22 +68,11 @@ def test_two_processes_have_gradient_texts_and_samples_of_accumulate_2(folder, b
     for name in SETTINGS:
         one, held, losses = two_updates(name, "--accumulate", "2")
         assert same(first[name][0], second[name][0]) and not same(one, weights(base)), name
-        assert all(torch.allclose(one[key], first[name][0][key], atol=1e-6) for key in one), name
+        assert close(one, first[name][0], 1e-6), name
         for mine, a, b in zip(held, first[name][1], second[name][1]):
             assert same(mine, a | b) and a.keys() <= {0} and b.keys() <= {1}, name
         assert losses[0::2] == pytest.approx(first[name][2], abs=1e-5), name
         assert losses[1::2] == pytest.approx(second[name][2], abs=1e-5), name
-
-
-def stop_after(step, rank=0) -> None:
-    """In this process: SIGTERM in an update of RL, if it is the process of that rank."""
-    count = train.Run.count
-
-    def count_and_signal(self, logs):
-        if self.base and self.step == step and processes.rank() == rank:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return count(self, logs)
-    train.Run.count = count_and_signal
 
 
 @pytest.mark.parametrize("name", ["online reuse", "refresh many"])
@@ -89,33 +82,33 @@ def test_a_run_goes_on_in_the_other_form(folder, base, tmp_path, capsys, first, 
     process with --accumulate 2; and the reverse. Process 0 alone prints and writes."""
     words, cut, setting = flags_of(name), tmp_path / "cut", name.split()[0]
 
-    def two(rank):
+    def start(rank, *more, stop=False):
+        count = train.Run.count
+
+        def count_and_signal(self, logs):
+            if self.base and self.step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return count(self, logs)
+        if stop:
+            train.Run.count = count_and_signal
         if rank == 1:
             lab_files.write_whole = task.write_whole = lab_run.write_json = None  # none of these
-        if first == "two":
-            stop_after(4, rank=1)
-        run(folder, base, cut, *words)
-
-    def one():
-        if first == "one":
-            stop_after(4)
-        run(folder, base, cut, *words, "--accumulate", "2")
+        run(folder, base, cut, *words, *more)
     if first == "two":
-        (code, _, err), other = group(two, tmp_path)
+        (code, _, err), other = group(lambda rank: start(rank, stop=rank == 1), tmp_path)
         assert code == 130 and "step 4 is saved" in err and other == (130, "", "\n")
         line = refused(capsys, *command(folder, base, cut, *words))
         assert "another config (accumulate)" in line
-        one()
+        start(0, "--accumulate", "2")
     else:
-        assert Child(one, tmp_path / "child").end()[0] == 130
-        assert group(two, tmp_path)[1] == (0, "", "")
+        one = Child(lambda: start(0, "--accumulate", "2", stop=True), tmp_path / "child")
+        assert one.end()[0] == 130 and group(start, tmp_path)[1] == (0, "", "")
     run(folder, base, tmp_path / "whole", *words, "--accumulate", "2")
     whole, cut = tmp_path / "whole" / setting, cut / setting
     for a, b in zip(metrics(whole), metrics(cut), strict=True):
         assert (a["step"], a["fp"], a["tokens"]) == (b["step"], b["fp"], b["tokens"])
         assert a["reward"] == pytest.approx(b["reward"], abs=1e-4)
-    a, b = (weights(out / "ckpt.pt") for out in (whole, cut))
-    assert all(torch.allclose(a[key], b[key], atol=2e-5) for key in a)
+    assert close(*(weights(out / "ckpt.pt") for out in (whole, cut)), 2e-5)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,18 +122,15 @@ def test_all_look_at_the_folder_before_one_writes_and_read_after_it(folder, base
     if slow == "write":
         run(folder, base, tmp_path / "o")
 
-    def later(function, seconds):
-        def call(*args):
-            time.sleep(seconds)
-            return function(*args)
-        return call
+    def late(name, seconds):
+        function = getattr(lab_run, name)
+        setattr(lab_run, name, lambda *args: time.sleep(seconds) or function(*args))
 
     def work(rank):
-        if slow == "check" and rank == 1:
-            lab_run.check_folder = later(lab_run.check_folder, 0.5)
-        elif rank == 0:
-            name = "write_json" if slow == "check" else "begin_folder"
-            setattr(lab_run, name, later(getattr(lab_run, name), 1.0))
+        if rank == 0:
+            late("write_json" if slow == "check" else "begin_folder", 1.0)
+        elif slow == "check":
+            late("check_folder", 0.5)
         run(folder, base, tmp_path / "o", "--anew")
     assert [(code, err) for code, _, err in group(work, tmp_path)] == [(0, ""), (0, "")]
     assert read_rows(tmp_path / "o")[-1]["steps"] == 6
@@ -204,7 +194,7 @@ def test_an_error_of_one_process_is_printed_by_it(folder, base, tmp_path, monkey
 
 
 @pytest.mark.parametrize("words, expected", [
-    (["--p_n", "0.3"], "unknown flag"), (["--data", "nowhere"], "no such folder"),
+    (["--data", "nowhere"], "no such folder"),
     (["--mode", "sample", "--init", "x.pt"], "--mode sample: one process does that"),
 ])
 def test_a_mistake_that_all_have_is_a_line_of_each(tmp_path, words, expected):

@@ -166,27 +166,6 @@ def test_a_tail_is_not_scored_against_the_text_that_it_continues(folder, base):
         assert log["rewards"][n].tolist() == [float(expected[0].startswith("u"))] * 3
 
 
-def test_offline_learns_to_prefer_the_better_text(folder, base):
-    """Two static texts per source: the better one's log-probability rises against the other's."""
-    runner, batches = built("offline", folder, base, "--lr", "0.01", "--mle_weight", "0",
-                            "--num_static", "2", "--batch_size", "24")
-    batch = batches.read(0)
-
-    @torch.no_grad()
-    def preference():
-        text = batch.static.flatten(0, 1)
-        logits = sorl.target_logits(runner.policy.model, batch.src, batch.pad, text)
-        logp = logits.log_softmax(-1).gather(-1, text[..., None])[..., 0]
-        inside = sorl.text_mask(batch.static, runner.policy.tok.vocab_size)
-        logp = (logp.view_as(inside) * inside).sum(-1)  # (B,2)
-        rewards = train.score(runner.reward, runner.policy, batch.static, batch)
-        return ((logp[:, 0] - logp[:, 1]) * (rewards[:, 0] - rewards[:, 1]).sign()).mean()
-    before = preference()
-    for _ in range(20):
-        train.update(runner, batches)
-    assert preference() > before + 1
-
-
 def test_the_loss_is_the_weighted_sum_of_its_parts(folder, base):
     """Imitation, reinforcement and KL each alone; then all, by their weights."""
     def value(**weights):
