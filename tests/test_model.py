@@ -17,7 +17,7 @@ def test_cached_and_uncached_logits_agree(tiny, pads):
     src[~inside] = V + PAD
     whole = tiny(src, pad)
     for cuts in ([1] * 10, [4, 1, 5], [10]):
-        cache = Cache(tiny.config, 10)
+        cache = Cache(10)
         parts = [tiny(columns, pad, cache) for columns in src.split(cuts, 1)]
         assert (torch.cat(parts, 1) - whole)[inside].abs().max() < 1e-5
 
@@ -54,7 +54,7 @@ def test_what_was_pushed_is_counted(tiny):
 
 
 def test_too_long_a_row_is_refused(tiny):
-    with pytest.raises(ValueError, match="33 columns does not fit block_size 32"):
+    with pytest.raises(ValueError, match="33 tokens does not fit block_size 32"):
         tiny(torch.zeros(1, 33, dtype=torch.long))
 
 
@@ -139,20 +139,36 @@ def test_generate_draws_what_the_model_says(tiny):
             assert tokens[b, k, t] == expected
 
 
-def test_behind_its_last_column_to_decode_no_row_is_pushed(tiny):
-    """With a cache a row goes through once for each column up to that one; finished rows leave."""
+def test_only_columns_between_the_first_and_the_last_one_decoded_are_pushed(tiny):
+    """What is kept before the first goes through with the prompt, in one row for the two samples;
+    rows leave after their last one."""
     src, pad = prompts([4, 6, 2])
     static, mask = texts_of([9, 9, 9], 9)[0], torch.zeros(3, 9, dtype=torch.bool)
-    mask[0, 0] = mask[1, 6] = True
+    mask[0, 0] = mask[1, 2] = mask[1, 6] = True
     tiny.pushed.zero_()
     rows = []
     hook = tiny.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     tokens = generate(tiny, src, pad, 9, uniform(3, 2, 9), static=static, mask=mask, end=False)
     hook.remove()
-    assert tiny.pushed[0] == 2 + 6 * 2  # two prompts that two samples share; six columns of one
-    assert rows == [3, 6, 6, 6, 2, 2, 2, 2]
+    assert tiny.pushed.tolist() == [2 + 4 * 2, (4 + 1) + (6 + 1 + 2) + 4 * 2]
+    assert rows == [3, 6, 6, 6, 2]
     kept = ~mask[:, None].expand(3, 2, 9)
     assert torch.equal(tokens[kept], static[:, None].expand(3, 2, 9)[kept])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_mask_with_and_without_cache(tiny, seed):
+    """Coins and tails over texts of any length: the same tokens, whatever is pushed at once."""
+    T, K, lengths = 9, 1 + seed % 3, [3 + seed % 7, 9, 1, 6]
+    src, pad = prompts([5, 2, 9, seed % 4])
+    static = texts_of(lengths, T, seed)[0]
+    coins = uniform(4, T, seed=seed) < (0.2, 0.5, 0.9)[seed % 3]
+    cuts = (uniform(4, seed=seed) * torch.tensor(lengths)).long()
+    for mask in (coins, torch.arange(T) >= cuts[:, None]):
+        u = uniform(4, K, T, seed=seed + 1)
+        found = [generate(tiny, src, pad, T, u, static=static, mask=mask, use_cache=cache)
+                 for cache in (True, False)]
+        assert torch.equal(*found)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(tiny):
