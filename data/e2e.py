@@ -36,6 +36,8 @@ FLAGS = {
     "offline": dict(steps=24, **_RANKED, mle_weight=0.06),
     "online": dict(steps=24, K=8, lr=3e-4, mle_weight=0.3),
     "full": dict(steps=24, K=8),
+    "tail": dict(steps=40, K=8, p_m=0.5, reuse=2, adv_scale="batch", stored="random", lr=3e-4,
+                 batch_size=16, mle_weight=0.3),
     "masked": dict(steps=24, **_RANKED, p_m=0.05, credit=8.0, mle_weight=0.5),
     "refresh": dict(steps=24, **_RANKED, p_m=0.05, refresh=8, mle_weight=0.1),
 }
