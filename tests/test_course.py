@@ -1,4 +1,4 @@
-"""The course: what is handed out, what a grade says, and what a submission can do to the grading."""
+"""The course: what is handed out, what a grade says, and what a submission can do to it."""
 import csv
 import importlib.util
 import os
@@ -13,7 +13,6 @@ import pytest
 
 import data
 import test_exercises
-import torch
 import wrong_solutions
 from data import forecast
 from lab import course
@@ -24,8 +23,8 @@ ROOT = course.ROOT
 EXERCISES, REAL = test_exercises.EXERCISES, test_exercises.REAL
 POINTS = {number: points for number, (_, points) in course.exercises().items()}
 OURS = (ROOT / "sorl.py").read_text(encoding="utf-8")
-UPDATE = course.UPDATE + "\n\n\n" + "".join(re.findall(r"^def (?:imitate|reinforce)\(.*?(?=^def )",
-                                   course.read(ROOT / "train.py"), re.M | re.S))
+LOSS = re.search(r"^def imitate.*?(?=^def distance)", course.read(ROOT / "train.py"), re.M | re.S)
+UPDATE = f"{course.UPDATE}\n\n\n{LOSS.group()}"
 
 
 @pytest.fixture(autouse=True)
@@ -40,18 +39,17 @@ def elsewhere(tmp_path, monkeypatch):
         signal.signal(name, handler)
 
 
-def with_body(function: str, body: str, source: str = OURS) -> str:
+def with_body(function: str, body: str) -> str:
     """sorl.py with another body of a function."""
-    blank = course.blanked(source, {function})
+    blank = course.blanked(OURS, {function})
     return blank.replace("    raise NotImplementedError\n", f"    {body}\n", 1)
 
 
 def refused(capsys, *words) -> str:
-    capsys.readouterr()
     with pytest.raises(SystemExit) as e:
         course.main(list(words))
     assert e.value.code == 2
-    return capsys.readouterr().err.strip()
+    return capsys.readouterr().err
 
 
 # --- exercises and handout ------------------------------------------------------------------------
@@ -81,16 +79,10 @@ def test_a_right_solution_passes(number):
     EXERCISES[number].check(module_with(number, wrong_solutions.RIGHT[number]))
 
 
-def test_there_are_enough_of_both():
-    numbers = [number for number, *_ in WRONG]
-    assert len(WRONG) >= 160 and min(numbers.count(number) for number in EXERCISES) >= 4
-    assert len(wrong_solutions.RIGHT) >= 10
-
-
 def test_the_text_has_every_exercise_and_100_points():
     found = course.exercises()
     assert {n: f for n, (f, _) in found.items()} == {n: e.function for n, e in EXERCISES.items()}
-    assert sum(POINTS.values()) == 100
+    assert sum(POINTS.values()) == 100 and {row[0] for row in WRONG} == set(POINTS)
 
 
 def test_the_handout_imports_and_every_exercise_is_blank(tmp_path, capsys):
@@ -135,7 +127,7 @@ FETCHED = OURS + "\nfrom sys import modules\nobserve = modules['sorl'].observe\n
      "mask [1, 1, 0, 1, 1, 1, 0] at [1]: got 1, expected 2"),
     ("02", with_body("observe", "assert static.dim() == 3"), False,
      ", assert static.dim() == 3: AssertionError"),
-    ("02", with_body("observe", "return static[99]"), False, "return static[99]: IndexError: index"),
+    ("02", with_body("observe", "return static[99]"), False, "static[99]: IndexError: index 99"),
     ("02", OURS.replace("def observe", "def obserfe"), False, "has no attribute 'observe'"),
     ("02", course.blanked(OURS, {"observe"}), False, "not written yet"),
     ("02", OURS + "\ndef f(:", False, "SyntaxError: invalid syntax"),
@@ -143,7 +135,7 @@ FETCHED = OURS + "\nfrom sys import modules\nobserve = modules['sorl'].observe\n
     ("02", "\0\udcff", False, "SyntaxError"), ("02", "(" * 10_000, False, ": "),
     ("02", "", False, "my_sorl.py was not handed in"), ("17", OURS, False, "my_update.py was not"),
     ("02", with_body("observe", "raise SystemExit(0)"), False, "SystemExit: 0"),
-    ("02", with_body("observe", "raise ValueError('\\x1b[2Jpassed')"), False, "ValueError: [2Jpassed"),
+    ("02", with_body("observe", "raise ValueError('\\x1b[2J')"), False, "ValueError: [2J"),
     ("02", with_body("observe", "torch.empty(2 ** 33).byte()"), False, "can't allocate memory"),
     ("02", with_body("observe", "while True: pass"), False, course.NO_ANSWER),
     ("02", with_body("observe", "torch.futures.Future().wait()"), False, course.NO_ANSWER),
@@ -165,10 +157,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_what_a_submission_starts_ends_with_its_check(tmp_path, monkeypatch):
-    monkeypatch.setattr(course, "SECONDS", 2)
+def test_what_a_submission_starts_ends_with_its_check(tmp_path):
     body = ("import subprocess; child = subprocess.Popen(['sleep', '99'])\n"
-            f"    open('{tmp_path}/pid', 'w').write(str(child.pid))\n    while True: pass")
+            f"    open('{tmp_path}/pid', 'w').write(str(child.pid))")
     course.run_check({"my_sorl.py": with_body("observe", body).encode()}, "02")
     time.sleep(0.1)
     assert not is_alive(int((tmp_path / "pid").read_text()))
@@ -208,8 +199,7 @@ def test_a_folder_of_submissions(tmp_path, capsys):
 
 
 def test_one_submission_and_its_table(tmp_path, capsys):
-    (tmp_path / "kim.py").write_text(with_body("advantage", "return rewards - rewards.mean()"),
-                                     encoding="utf-8")
+    (tmp_path / "kim.py").write_text(with_body("advantage", "return rewards - rewards.mean()"))
     course.main(["grade", "kim.py"])
     printed = capsys.readouterr().out
     for line in (r"^05 advantage +7  baseline=mean, scale=none, rewards .*: got .*, expected",
@@ -220,14 +210,13 @@ def test_one_submission_and_its_table(tmp_path, capsys):
 def test_the_command_for_a_container_grades(tmp_path):
     """What docker would run, in another folder with the project on the path."""
     hand_in(tmp_path / "a class/kim", with_body("observe", "return static"))
-    (tmp_path / "grades").mkdir()
+    os.mkdir("grades")
     text = course.CONTAINER.format(root=ROOT, path=f"'{tmp_path}/a class'").replace("\\\n", "")
-    command = re.search(r"docker run .* -e (PYTHONPATH=\S+) sorl python (.*)", text)
-    assert "--network none" in command.group() and f"{ROOT}:{ROOT}:ro" in command.group()
-    done = subprocess.run(f"cd grades; {command[1]} {sys.executable} {command[2]} | tail -2",
-                          shell=True, capture_output=True, text=True)
+    command = re.search(r"--network none .* -e (PYTHONPATH=\S+) sorl python (.*)", text)
+    command = f"cd grades; {command[1]} {sys.executable} {command[2]} | tail -2"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert re.match(r"kim +76 points\nwrote grades.csv\n$", done.stdout), done
-    assert (tmp_path / "grades/grades.csv").exists()
+    assert os.path.exists("grades/grades.csv")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -245,28 +234,31 @@ def test_a_stop_keeps_the_grades_and_leaves_no_process(tmp_path, number):
     assert (tmp_path / "grades.csv").read_text() == "old"
 
 
-def test_what_is_refused(tmp_path, capsys):
-    (tmp_path / "reward.json").write_text('{"setting": "masked", "reward": "bleu"}')
-    (tmp_path / "list.json").write_text("[]")
-    (tmp_path / "file.json").write_text('{"sorl": "none.py"}')
-    (tmp_path / "empty").mkdir()
+def test_what_is_refused(capsys):
+    for name, entry in (("reward", {"reward": "bleu"}), ("list", []), ("file", {"sorl": "x.py"})):
+        write_json(entry, f"{name}.json")
+    os.mkdir("empty")
     for words, expected in (
-            (["grade", "nobody"], "nobody: expected a my_sorl.py, or a folder of submissions"),
+            (["grade", "none"], "none: expected a my_sorl.py, or a folder of submissions"),
             (["grade", "empty"], "empty: expected a my_sorl.py, or a folder of submissions"),
             (["grade"], "FILE_OR_FOLDER"), (["handout", "a", "b"], "unrecognized arguments: b"),
             (["leaderboard"], "--secret"), (["grade", "x", "--secret", "1"], "unrecognized"),
             (["leaderboard", "reward.json", "--secret", "1"], "expected a JSON object with K,"),
             (["leaderboard", "list.json", "--secret", "1"], "expected a JSON object with K,"),
-            (["leaderboard", "file.json", "--secret", "1"], "file.json: none.py: no such file"),
+            (["leaderboard", "file.json", "--secret", "1"], "file.json: x.py: no such file"),
             (["leaderboard", "none.json", "--secret", "1"], "none.json: expected")):
         assert expected in refused(capsys, *words), words
 
 
 # --- leaderboard ----------------------------------------------------------------------------------
 
-def test_secret_data_are_forecasts_of_another_seed(tmp_path, monkeypatch):
+@pytest.fixture
+def few(monkeypatch):
     monkeypatch.setattr(forecast, "SIZES", {"train": 30, "val": 5, "test": 5})
     monkeypatch.setattr(forecast, "GRAMMARS", dict(forecast.GRAMMARS))
+
+
+def test_secret_data_are_forecasts_of_another_seed(tmp_path, few):
     made = []
     for i, secret in enumerate((7, 7, 8)):
         course.secret_data(secret, str(tmp_path / str(i)))
@@ -276,18 +268,13 @@ def test_secret_data_are_forecasts_of_another_seed(tmp_path, monkeypatch):
     assert data.flags_of(str(tmp_path / "0")) == forecast.FLAGS
 
 
-TINY = dict(n_layer=1, n_embd=16, vocab_size=300, base_steps=4, base_batch=4, eval_size=4)
-
-
 @pytest.mark.slow
-def test_a_leaderboard(tmp_path, monkeypatch, capsys):
-    """Entries are run on the secret data, ours among them; those that never arrive stand last."""
-    monkeypatch.setattr(forecast, "SIZES", {"train": 30, "val": 5, "test": 5})
-    monkeypatch.setattr(forecast, "GRAMMARS", dict(forecast.GRAMMARS))
-    monkeypatch.setattr(course, "OURS", ("masked",))
-    monkeypatch.setattr(course, "SEEDS", ("0",))
-    monkeypatch.setattr(course, "LEVEL", 0.0)
-    flags = {"": TINY | dict(steps=2, batch_size=2, kl_weight=0.0)}
+def test_a_leaderboard(tmp_path, monkeypatch, capsys, few):
+    """Entries are run on the secret data, beside ours; a failure is named, and the rest runs."""
+    for name, value in (("OURS", ("masked",)), ("SEEDS", ("0",)), ("LEVEL", 0.0)):
+        monkeypatch.setattr(course, name, value)
+    flags = {"": dict(n_layer=1, n_embd=16, vocab_size=300, base_steps=4, base_batch=4, eval_size=4,
+                      steps=2, batch_size=2, kl_weight=0.0)}
     monkeypatch.setattr(course, "write_json", lambda value, path: write_json(flags, path))
     entries = {"flags": {"setting": "online", "K": 2}, "bad": {"K": 0},
                "blank": {"sorl": "blank.py"}, "mine": {"sorl": "mine.py"}}

@@ -18,7 +18,6 @@ WRONG = r"""
 ## 01
 masks the end :: the end and padding :: lengths[:, None] - 1 :: lengths[:, None]
 the coin upside down :: share of the words :: u < p_m :: u > p_m
-one coin per text :: share of pairs :: u < p_m :: u[:, :1] < p_m
 coins at p_m = 0 :: p_m=0, a uniform of 0 :: u < p_m :: u <= p_m
 coins of its own :: the same uniforms :: u < p_m :: torch.rand_like(u) < p_m
 takes any number :: p_m=-0.1: got no error :: check_rate(p_m) :: pass
@@ -30,20 +29,17 @@ forgets the device :: made without device= :: , device=u.device ::
 ## 02
 hides the static tokens :: observation=masked at :: fill(mask :: fill(~mask
 changes its input :: the static that was given :: masked_fill( :: masked_fill_(
-always hides :: observation=static at :: observation == "masked" :: True
 a typo is `static` :: observation=maskd :: observation == "static" :: observation != "full"
 floats :: got float32, expected whole :: vocab_size + MASK) :: vocab_size + MASK).float()
 a vocabulary of its own :: vocab_size=40 :: vocab_size + MASK :: 13
 ## 03
 one draw for all samples :: shares of the :: u[row, :, t] :: u[row, :1, t].expand(-1, K)
 one uniform for all columns :: tokens at :: u[row, :, t] :: u[row, :, 0]
-numbers of its own :: tokens at :: u[row, :, t] :: torch.rand_like(u)[row, :, t]
 forgets the temperature :: temperature=0.5 :: temperature, top_k, e :: 1.0, top_k, e
-forgets top-k :: top_k=3 :: , top_k, e :: , 0, e
 of the whole softmax :: logp at :: = logp.g :: = logits[row, t].log_softmax(1).g
 no gradient :: got no gradient :: log_probs(logits :: log_probs(logits.detach()
 the first text learns :: gradient of logits :: tokens, logp, :: tokens, first(logp),
-the first sample learns :: gradient of logits :: tokens, logp, :: tokens, first_k(logp),
+only k = 0 learns :: gradient of logits :: tokens, logp, :: tokens, first(logp, (slice(None), 0)),
 the logarithm of 0 :: got nan :: tokens, logp, :: tokens, log_of_softmax(logits, tokens, mask),
 no stack :: nothing masked :: logits[row, t] :: torch.stack([logits[at] for at in zip(row, t)])
 rounds :: in bfloat16 :: tokens, logp, :: tokens, logp.to(logits.dtype),
@@ -53,7 +49,6 @@ counts masked texts :: fp, the rows that went :: fp=N :: fp=mask.any(1).sum()
 changes its input :: the u that was given :: return Rollout( :: u.zero_(); return Rollout(
 ## 04
 forgets the temperature :: temperature=0.5 :: logits, temperature :: logits, 1.0
-forgets top-k :: top_k=8 :: top_k, end) :: 0, end)
 forgets `end` :: end=False :: top_k, end) :: top_k)
 0 at the end token :: logp at :: fill(~acted :: fill(~acted | (tokens == 12)
 0 times infinity :: got nan :: logp.masked_fill(~acted, 0) :: logp * acted
@@ -65,9 +60,6 @@ forgets the device :: made without device= :: fill(~ :: fill(torch.zeros(T).bool
 counts its rows :: fp: got 8, expected 0 :: , acted) :: , acted, N * K)
 ## 05
 `loo` leaves none out :: baseline=loo :: if baseline == "loo": :: if False:
-one baseline for all :: rewards .2 .4 :: rewards.mean(1, keepdim=True) :: rewards.mean()
-never scales :: scale=source :: scale != "none": :: False:
-always scales :: scale=none :: scale != "none": :: True:
 divides by K - 1 :: source :: squares.mean(1, keepdim=True) :: squares.sum(1, True) / max(1, K - 1)
 `batch` per row :: scale=batch :: else squares.mean() :: else squares.mean(1, keepdim=True)
 clamped at 1e-8 :: 0.50006 :: > 1e-4, A / deviation, :: > -1, A / deviation.clamp(min=1e-8),
@@ -81,7 +73,6 @@ a typo is `batch` :: scale=row: got no error ::  or scale not in ("none", "sourc
 changes its input :: the rewards that was given :: return A.m :: rewards.zero_(); return A.m
 ## 06
 climbs down :: sums -3, -1 :: -(A.detach() * :: (A.detach() *
-divides by the actions :: sums -3, -1 :: logp.sum(2) :: logp.sum(2) / rollout.acted.sum(2)
 leaves idle texts out :: random inputs :: sum(2)).m :: sum(2))[rollout.acted.any(2)].m
 the reward learns :: gradient of A :: -(A.detach() * :: -(A *
 the first text learns :: gradient of rollout :: * rollout.logp. :: * first(rollout.logp).
@@ -89,7 +80,6 @@ forgets the device :: made without device= :: -(A.d :: -(torch.ones(A.size(1)) *
 no gradient :: got no gradient :: rollout.logp.sum :: rollout.logp.detach().sum
 ## 07
 counts padding :: 14 tokens :: < lengths[:, None] :: < 99 + lengths[:, None]
-a mean over tokens :: 14 tokens :: ="sum") :: ="mean")
 forgets the end :: 14 tokens :: < lengths[:, None] :: < lengths[:, None] - 1
 without special ones :: 14 :: cross_entropy(logits[at].float() :: nll_loss(log_probs(logits[at])
 a sum in bfloat16 :: in bfloat16 :: logits[at].float() :: logits[at]
@@ -98,15 +88,13 @@ the first text learns :: gradient of logits :: logits[at] :: first(logits)[at]
 forgets the device :: made without device= :: , device=target.device ::
 no gradient :: got no gradient :: logits[at] :: logits.detach()[at]
 ## 08
-bits :: positions [1, 0, 0] :: .mean() :: .mean() / 0.6931
 every position :: positions [1, 0, 0] :: logits[inside] :: logits
 special tokens, too :: [0, 0, 1] :: log_probs(logits[inside]) :: logits[inside].log_softmax(-1)
 0 · log 0 is nan :: got nan :: torch.special.entr(p) :: (-p * p.log())
 rounds :: in bfloat16 :: .exp() :: .exp().to(logits.dtype)
-needs a batch :: random inputs, (T,V): got :: logits[inside] :: logits.flatten(0, 1)[inside.flatten()]
+needs a batch :: (T,V): got :: logits[inside] :: logits.flatten(0, 1)[inside.flatten()]
 ## 09
 upside down :: .9 and :: return ( :: return sorl.kl_divergence(base_logits, logits, inside) + 0 * (
-only entropy :: .9 and .1 ::  - log_probs(base_logits[at]) ::
 0 · infinity is nan :: got nan :: ratio.masked_fill(logp == -torch.inf, 0) :: ratio
 the logarithm of 0 :: certain logits :: (base_logits[at]) :: (base_logits[at]).exp().log()
 the first text learns :: gradient of logits :: (logits[at]) :: (first(logits)[at])
@@ -119,36 +107,29 @@ floats :: expected whole :: mask.long() :: mask.float()
 forgets the device :: made without device= :: return :: depth + torch.ones(1); return
 changes its input :: the mask that was given :: return :: mask.zero_(); return
 ## 11
-unmasked neighbours, too :: 5 5 5 and 6 6 7 :: mask[:, 1:] & mask[:, :-1] :: mask[:, 1:] | True
 nan without pairs :: no two neighbours masked: got nan :: .clamp(min=1) ::
 forgets the device :: made without device= :: return :: same & torch.ones(1).bool(); return
 ## 12
-sums :: mean advantage :: total / count.clamp(min=1) :: total
 nan for ids never drawn :: mean advantage at [0]: got nan :: .clamp(min=1) ::
-the first sample's advantage :: mean advantage :: A[..., None] :: A[:, :1, None]
 no device :: made without device= :: total / count :: total / torch.ones(vocab_size) / count
 ## 13
 always decodes :: expected None :: noise), None :: noise), decode(model, src, pad, static, mask, u)
 decodes for online :: got ValueError :: != "full": :: != "full" or not mask.all():
 samples before sources :: what is fed :: tokens.flatten :: tokens.transpose(0, 1).flatten
 forgets the temperature :: what is fed :: u, temperature, :: u, 1.0,
-`static` is hidden, too :: static, what is fed :: mask, observation, model :: mask, "masked", model
 a typo decodes :: observation=maskd :: != "full" :: in ("masked", "static")
 one text per source :: two texts per source :: len(static) // len(src) :: 1
 other sources :: two texts per source :: src.repeat_interleave(texts, 0) :: src.repeat(texts, 1)
 decodes twice :: rows that :: decoded = d :: decode(model, src, pad, static, mask, u); decoded = d
-counts every column :: fp :: 1), decoded :: 1), replace(decoded, fp=decoded.tokens.numel())
 changes its input :: the static that was given :: return decoded :: static.zero_(); return decoded
 ## 14
 what was decoded :: logp at :: given = r :: return decoded; given = r
 forgets fp :: fp: got 0 :: fp=decoded.fp, ::
-forgets fp_grad :: fp_grad: got 0 :: , fp_grad=decoded.fp_grad ::
 never an end :: logp at :: top_k)\n    return replace :: top_k, False)\n    return replace
 acts where the mask says :: logp at :: decoded.acted :: decoded.acted | mask[:, None]
 decoded: no temperature :: decoded, temperature=0.5 :: acted, temp :: acted, 1 + 0 * temp
-masked: no temperature :: random inputs, temperature=0.5 :: u, temp :: u, 1 + 0 * temp
 no gradient :: got no gradient :: (given, :: (given, logp=given.logp.detach(),
-the first sample learns :: gradient of logits :: (given, :: (given, logp=first_k(given.logp),
+only k = 0 learns :: gradient :: (given, :: (given, logp=first(given.logp, (slice(None), 0)),
 changes its input :: that was given :: return replace :: decoded.logp.fill_(1); return replace
 ## 15
 ends early :: kept :: arange(T, device=u.device) :: arange(T, device=u.device) % lengths[:, None]
@@ -159,12 +140,10 @@ divides by 0 :: division by zero ::  if p_m < 1 else torch.inf ::
 takes NaN :: p_m=nan: got no error :: check_rate(p_m) :: if p_m < 0 or p_m > 1: raise ValueError
 takes any number :: p_m=-0.1: got no error :: check_rate(p_m) :: p_m = min(max(p_m, 0), 1)
 changes its input :: the u that was given :: u ** q :: u.pow_(q)
-numbers :: expected bool :: & (p_m :: * 1.0 * (p_m
 forgets the device :: made without device= :: , device=u.device ::
 ## 16
 does not clip :: ratios 1.5, .5 :: ratio.clamp(1 - CLIP, 1 + CLIP) :: ratio
 clips from above alone :: ratios 1.5, .5 :: 1 - CLIP, 1 :: 0, 1
-always clips :: ratios 1.5, .5 :: minimum(A * ratio, :: minimum(A + torch.inf,
 counts what did not act :: log ratios :: push.masked_fill(~rollout.acted, 0) :: push
 the ratio upside down :: ratios 1.5, .5 :: before).exp :: before).neg().exp
 forgets `before` :: ratios 1.5, .5 :: before is None :: True
@@ -174,8 +153,6 @@ needs `before` :: no `before`: got TypeError :: before is None :: False
 ## 17
 one update late :: update 2, masked_from=2 :: step >= cfg :: step > cfg
 never masks :: update 3, masked_from=0 :: run.step >= cfg.masked_from :: False
-a rate of its own :: update 3 :: MLE_P_M if :: 0.2 if
-masks every row :: update 3 :: "mle row", B)[:, None] < 0.5 :: "mle row", B)[:, None] < 1
 fed as the run is :: observation=static :: "masked" :: cfg.observation
 another key :: the loss :: cfg.seed, number :: cfg.seed, run.step
 no gradient :: got no gradient :: mle_loss(logits :: mle_loss(logits.detach()
@@ -183,9 +160,7 @@ two passes over each row :: the rows that went :: sorl.target_logits( :: push_tw
 forgets the device :: made without device= :: .to(policy.device) ::
 ## 18
 no gradient :: got no gradient :: act(logits, :: act(logits.detach(),
-always the mean :: baseline=loo :: cfg.baseline, cfg.adv :: "mean", cfg.adv
 forgets the temperature :: temperature=2.0 :: (run.cfg.temperature :: (1.0
-a rate of its own :: update 0 :: reach, cfg.p_m :: reach, 0.2
 the same uniforms twice :: log[' :: uniforms("tokens" :: uniforms("mask"
 logs no A :: the log: got no A, expected one :: A=A,  ::
 counts K passes :: log['fp'] :: fp=rollout.fp, :: fp=rollout.fp * cfg.K,
@@ -198,9 +173,7 @@ logs logits as they are :: log['logits']: got a gradient :: logits.detach(), :: 
 forgets to feed *how :: online, temperature=2.0 :: observation, *how, :: observation,
 KL per static text :: kl_weight=0.1 :: cfg.kl_weight * d :: len(fed) / N * cfg.kl_weight * d
 KL per token :: kl_weight=0.1 :: logits, inside) :: logits, inside) / inside.sum()
-no KL :: kl_weight=0.1 :: if cfg.kl_weight > 0 :: if False
 no ranking :: credit=0.5 :: if cfg.credit > 0 :: if False
-the ranking's full weight :: credit=0.5 :: cfg.credit * ranked :: ranked
 does not count the base :: log['fp'] :: = log["fp"] + len(fed) :: = log["fp"]
 ends with the static text :: flags of online :: torch.full_like(lengths, T + 1) :: lengths
 coins for tails :: the flags of tail :: cfg.mask == "tail" :: False
@@ -242,10 +215,6 @@ def first(x, place=0):
     learns = torch.zeros_like(x)
     learns[place] = 1
     return x.detach() + learns * (x - x.detach()).masked_fill(x == -torch.inf, 0)
-
-
-def first_k(x):
-    return first(x, (slice(None), 0))
 
 
 def log_of_softmax(logits, tokens, acted):
