@@ -268,7 +268,7 @@ def train_setting(cfg: Config, folder: str, base: Policy, task: Task) -> None:
     except Diverged as e:
         task.note(str(e))
         processes.first(evaluate.write_row, folder, cfg, {
-            "name": cfg.setting, "steps": run.step, "diverged": True})
+            "name": cfg.setting, "steps": run.step, **run.counts})
 
 
 # --------------------------------------------------------------------------------------------------

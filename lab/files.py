@@ -1,4 +1,4 @@
-"""Files that are whole or not there, JSON, and the names of the costs that every run counts."""
+"""Files that are written atomically, JSON and JSONL, and the names of the costs that runs count."""
 import json
 import os
 from contextlib import suppress
@@ -6,11 +6,15 @@ from contextlib import suppress
 from data import InputError
 
 COSTS = ("fp", "fp_grad", "fp_mle", "rows_grad", "tokens", "seconds")
+# Fields of rows and of lines of logs: those that hold text (the others numbers), and those that
+# are never null.
+TEXTS = {"name", "setting", "observation", "source", "text"}
+NEEDED = {"name", "seed", "fp", "step", "seconds", "source", "text"}
 
 
 def write_whole(path: str, write) -> None:
-    """All of a file, by write(binary file), or none of it: whoever is killed here leaves the old
-    one. Raises InputError where it cannot be written."""
+    """Writes a file atomically, by write(binary file): a crash keeps the old file.
+    Raises InputError if it cannot be written."""
     try:
         with open(path + ".tmp", "wb") as file:
             write(file)
@@ -26,7 +30,8 @@ def write_whole(path: str, write) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
+    """Writes UTF-8, with ? for what it cannot encode, such as bytes of a folder's odd name."""
+    write_whole(path, lambda file: file.write(text.encode(errors="replace")))
 
 
 def write_json(value, path: str) -> None:
@@ -34,11 +39,42 @@ def write_json(value, path: str) -> None:
 
 
 def read_json(path: str):
-    """What the file holds, None without the file. Raises InputError for what is not JSON."""
+    """What the file holds; None if there is no such file. Raises InputError if it is not JSON."""
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: expected JSON written by train.py ({e!s:.80})") from None
+
+
+def read_fields(value, keys: tuple, where: str) -> dict:
+    """These fields of a row or of a line of a log; None for one that is missing. Raises InputError,
+    which begins with `where`, for a value of another type."""
+    row = value if isinstance(value, dict) else {}
+    for key in keys:
+        found, is_text = row.get(key), key in TEXTS
+        if is_text:
+            fits = isinstance(found, str)
+        else:  # neither NaN nor an integer of a thousand digits
+            fits = isinstance(found, (int, float)) and -1e300 < found < 1e300
+        if not fits and (found is not None or key in NEEDED):
+            raise InputError(f"{where}: {key}: expected {'text' if is_text else 'a number'}, "
+                             f"found {found!r:.40}")
+    return {key: row.get(key) for key in keys}
+
+
+def read_lines(path: str, *keys: str) -> list[dict]:
+    """These fields of every line of a JSONL file. Raises InputError, which names the line."""
+    where, lines = path, []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}:{number}"
+                lines.append(read_fields(json.loads(line), keys, where))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{where}: expected JSON with {', '.join(keys)} ({e!s:.80})") from None
+    return lines

@@ -5,40 +5,38 @@
     OUT/[seedN/]NAME/metrics.jsonl      a run's curve: validation reward against FPs and seconds
     OUT/[seedN/]NAME/predictions.jsonl  its greedy texts of the test split
 
-    python -m lab.report OUT ... --figure F [--spectrum]
+    python -m lab.report OUT ... --figure F
 
-A comparison becomes a panel: validation reward against FPs. Sweeps, or whatever is given with
---spectrum, become one panel of test reward against FPs (see `spectrum`).
+draws one panel for each comparison, validation reward against FPs; and one for all sweeps of p_m
+in these folders, test reward against FPs: the spectrum from offline to online.
 
 FPs are forward propagations, rows through the model, that sample or score. ± is the standard
 deviation over seeds; s.e. is the standard error of a mean of differences paired by seed.
 """
-import glob
-import itertools
+import importlib.util
 import json
 import math
 import os
 import shlex
 import sys
 import textwrap
-from dataclasses import dataclass
 
 import numpy as np
 
 import data
-from data import InputError
+from data import InputError, forecast
 from lab.cli import Parser, run_command
-from lab.files import COSTS, read_json, write_json, write_text
-from lab.plots import pyplot, save_figure, style, tidy
+from lab.files import read_fields, read_json, read_lines, write_text
+from lab.plots import STRONG, Panel, draw_panels
+from lab.settings import Config
 
-ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "seed", "val_reward",
+ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "reuse", "seed", "val_reward",
        "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
-       "distinct2", "fp", "fp_grad", "fp_mle", "rows_grad", "tokens", "seconds", "steps", "reuse",
-       "diverged")
+       "distinct2", "fp", "rows_grad", "fp_grad", "fp_mle", "tokens", "seconds", "steps")
+CURVE = ("step", "fp", "seconds", "val_reward")
 SPREAD = ("val_reward", "test_reward", "sampled_reward", "facts", "slot_error", "bleu", "rougeL")
-STRONG = ("online", "masked", "refresh")  # what a figure is about; the others are drawn thinner
-WIDTH = 100                               # columns of what is printed
-LEVEL, MARGIN = 0.98, 0.02                # of reward, for cost at matched quality
+WIDTH = 100                 # columns of what is printed
+LEVEL, MARGIN = 0.98, 0.02  # of reward, for cost at matched quality
 
 # A field of a row -> heading, format, explanation: what is printed, and what report.txt adds.
 COLUMNS = {
@@ -46,15 +44,16 @@ COLUMNS = {
     "p_m": ("p_m", "{:g}", "share of the tokens that the model samples; the rest is static text"),
     "K": ("K", "{:g}", "samples of each static text; online: of a source; offline: stored texts"),
     "refresh": ("refresh", "{:g}", "updates between two refreshes of the static text; 0: never"),
+    "reuse": ("reuse", "{:g}", "updates that each sample serves"),
     "value": ("value", "{}", ""),
     "val_reward": ("val R", "{:.3f}", "reward of greedy validation texts, with the weights kept"),
     "test_reward": ("test R", "{:.3f}", "the same weights on the test split"),
-    "less": ("less first", "{}", "test R less that of the setting's first value"),
-    "reach_fp": (f"FP to {LEVEL}", "{}", "FPs until validation first reached it (median)"),
-    "reach_seconds": ("s", "{}", "seconds until then"),
-    "facts": ("facts", "{:.0%}", "test texts that state every fact of their source rightly"),
+    "reach_fp": (f"FP to {LEVEL}", "{:,.0f}", "median of FPs until val R first was that; -: never"),
+    "reach_seconds": ("s", "{:.1f}", "seconds until then"),
+    "facts": ("facts", "{:.0%}", "test texts that state every fact of their source correctly"),
     "slot_error": ("slots", "{:.2%}", "slots of the test sources that texts miss or get wrong"),
     "fp": ("FP", "{:,.0f}", "forward propagations that sample or score, in all of training"),
+    "rows_grad": ("grad rows", "{:,.0f}", "rows through the model that carry a gradient of RL"),
     "seconds": ("seconds", "{:.1f}", "of training, evaluation not counted"),
     "steps": ("updates", "{:.0f}", "optimizer steps"),
 }
@@ -64,25 +63,16 @@ MORE_COLUMNS = {
     "bleu": ("BLEU", "{:.1f}", "of the greedy test texts, 0 to 100"),
     "rougeL": ("RougeL", "{:.1f}", "of the greedy test texts, 0 to 100"),
     "entropy": ("entropy", "{:.3f}", "of the next token, in nats"),
-    "kl_to_base": ("KL", "{:.3f}", "from the base model, in nats a token"),
+    "kl_to_base": ("KL", "{:.3f}", "from the base model, in nats per token"),
     "distinct2": ("dist2", "{:.3f}", "different pairs of words, as a share of all pairs"),
-    "fp_grad": ("grad FP", "{:,.0f}", "forward propagations for the gradient alone"),
     "fp_mle": ("MLE FP", "{:,.0f}", "forward propagations of the imitation term"),
     "tokens": ("tokens", "{:,.0f}", "positions pushed through the model, padding not counted"),
 }
-DROP_FIRST = ("K", "p_m", "refresh", "steps")  # columns that a table too wide does without
+NEUTRAL = {"refresh": 0, "reuse": 1}  # a column in which every row has this is left out
+DROP_FIRST = ("steps", "K", "p_m", "refresh", "reuse", "seconds")  # if a table is too wide
 
 # -------------------------------------------------------------------------------------------------
 # Files
-
-def attempt(path: str, write, *args) -> list[str]:
-    """write(path, *args) -> []; or one line on why not: no file costs what was written before."""
-    try:
-        write(path, *args)
-        return []
-    except Exception as error:  # matplotlib fails in more ways than can be listed
-        return [f"{path} was not written: {' '.join(str(error).split())[:200]}"]
-
 
 def readable(record, text: str) -> str:
     """A source or a text as people read it: names put back, on one line."""
@@ -90,7 +80,7 @@ def readable(record, text: str) -> str:
 
 
 def write_predictions(folder: str, records: list, texts: list[str]) -> None:
-    """predictions.jsonl, and predictions.txt for people: two lines a record, source and text."""
+    """predictions.jsonl, and predictions.txt for people: two lines per record, source and text."""
     lines, pages = [], []
     for record, text in zip(records, texts):
         pair = {"source": record.source, "text": text}
@@ -100,14 +90,14 @@ def write_predictions(folder: str, records: list, texts: list[str]) -> None:
     write_text(f"{folder}/predictions.txt", "".join(pages))
 
 
-def read_lines(path: str, *keys: str) -> list[dict]:
-    """The objects of a JSONL file, each with these keys. Raises InputError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [{key: line[key] for key in keys} for line in map(json.loads, file)]
-    except (OSError, ValueError, KeyError, TypeError):
-        wanted = ", ".join(keys)
-        raise InputError(f"{path}: expected a run's file, each line with {wanted}") from None
+def read_rows(path: str) -> list[dict]:
+    """The rows of results.json or vary-FLAG.json, with all fields of ROW; a reward that is None is
+    that of a run that diverged. [] if there is no such file. Raises InputError."""
+    rows = read_json(path) or []
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: expected rows in a list, as train.py writes them")
+    places = [f"{path}: row {number}" for number in range(1, len(rows) + 1)]
+    return [row | read_fields(row, ROW, place) for row, place in zip(rows, places)]
 
 
 def read_predictions(folders: list[str], records: list) -> list[list[str]]:
@@ -117,45 +107,30 @@ def read_predictions(folders: list[str], records: list) -> list[list[str]]:
         lines = read_lines(f"{folder}/predictions.jsonl", "source", "text")
         if [line["source"] for line in lines] != [record.source for record in records]:
             raise InputError(f"{folder}/predictions.jsonl: expected texts of this test split")
-        runs.append([str(line["text"]) for line in lines])
+        runs.append([line["text"] for line in lines])
     return runs
 
 
 def read_curve(folders: list[str]) -> dict:
-    """The evaluations that all these runs have, E of them -> step, costs and val_reward, means over
-    the runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
-    keys, runs = ("step", *COSTS, "val_reward"), []
+    """The evaluations that all these runs have, E of them -> step, fp, seconds and val_reward,
+    means over the runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
+    runs = []
     for folder in folders:
-        lines = read_lines(f"{folder}/metrics.jsonl", *keys)
+        lines = read_lines(f"{folder}/metrics.jsonl", *CURVE)
         runs.append({line["step"]: line for line in lines if line["val_reward"] is not None})
     steps = [step for step in runs[0] if all(step in run for run in runs)]
     if not steps:
         raise InputError(f"{folders[0]}/metrics.jsonl: expected evaluations")
-    curves = [{key: np.array([run[step][key] for step in steps]) for key in keys} for run in runs]
-    means = {key: np.mean([curve[key] for curve in curves], 0) for key in keys}
+    curves = [{key: np.array([run[step][key] for step in steps], float) for key in CURVE}
+              for run in runs]
+    means = {key: np.mean([curve[key] for curve in curves], 0) for key in CURVE}
     return means | {"runs": curves}
 
 
-def read_rows(path: str) -> list[dict]:
-    """The rows of results.json or vary-FLAG.json; [] without such a file. Raises InputError."""
-    rows = read_json(path)
-    try:
-        if all(set(ROW) <= set(row) for row in rows or []):
-            return rows or []
-    except TypeError:
-        pass
-    raise InputError(f"{path}: expected rows as train.py writes them")
-
-
-def gather(read, folders: dict[str, list[str]], notes: list) -> dict:
-    """Setting -> read(folders of its runs); one that cannot be read adds a line to `notes`."""
-    found = {}
-    for name, runs in folders.items():
-        try:
-            found[name] = read(runs)
-        except InputError as error:
-            notes.append(f"{name} is left out: {error}")
-    return found
+def config_of(out: str) -> dict:
+    """What OUT/config.json says of a comparison; {} if it is not there. Raises InputError."""
+    config = read_json(f"{out}/config.json")
+    return config if isinstance(config, dict) else {}
 
 
 def folders_of(out: str, rows: list[dict], seeds: tuple) -> dict[str, list[str]]:
@@ -167,13 +142,12 @@ def folders_of(out: str, rows: list[dict], seeds: tuple) -> dict[str, list[str]]
 # -------------------------------------------------------------------------------------------------
 # Tables
 
-def unique(values) -> list:
-    return list(dict.fromkeys(values))
-
-
-def by_name(rows: list[dict]) -> dict[str, list[dict]]:
-    return {name: [row for row in rows if row["name"] == name]
-            for name in unique(row["name"] for row in rows)}
+def by_name(rows: list[dict], name_of=lambda row: row["name"]) -> dict[str, list[dict]]:
+    """What name_of calls a row -> the rows that are called so, in their order."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(name_of(row), []).append(row)
+    return groups
 
 
 def align(lines: list[list[str]]) -> str:
@@ -191,18 +165,19 @@ def show(form: str, values: list, spread: bool) -> str:
     values = [value for value in values if value is not None]
     if not values or isinstance(values[0], str):
         return values[0] if values else "-"
-    text = form.format(np.mean(values) if len(set(values)) > 1 else values[0])
+    text = form.format(np.mean(values, dtype=float) if len(set(values)) > 1 else values[0])
     if spread and len(values) > 1:
-        sd = form.format(np.std(values, ddof=1)).replace("%", "")
+        sd = form.format(np.std(values, ddof=1, dtype=float)).replace("%", "")
         text += "±" + (sd[1:] if sd.startswith("0.") else sd)
     return text
 
 
 def tabulate(groups: dict, columns: dict) -> str:
-    """A line for each group of rows (one row a seed), at most WIDTH columns; below it, what the
-    columns mean. A column without any value is left out."""
+    """One line for each group of rows (one row per seed), at most WIDTH columns; below it, what the
+    columns mean. A column that says nothing is left out."""
     rows = [row for group in groups.values() for row in group]
-    keys = [key for key in columns if any(row.get(key) is not None for row in rows)]
+    keys = [key for key in columns
+            if any(row.get(key) not in (None, NEUTRAL.get(key)) for row in rows)]
     for dropped in (None, *DROP_FIRST):
         keys = [key for key in keys if key != dropped]
         lines = [[columns[key][0] for key in keys]]
@@ -213,14 +188,14 @@ def tabulate(groups: dict, columns: dict) -> str:
         if max(map(len, table.splitlines())) <= WIDTH:
             break
     meanings = [(columns[key][0], columns[key][2]) for key in keys if columns[key][2]]
-    meanings.append(("seeds", " ".join(str(seed) for seed in unique(row["seed"] for row in rows))))
+    meanings.append(("seeds", " ".join(dict.fromkeys(str(row["seed"]) for row in rows))))
     return table + "\n\n" + "\n".join(f"  {heading:<10} {meaning}" for heading, meaning in meanings)
 
 
 def first_reach(curve: dict, level: float) -> dict | None:
     """Step and costs at the first evaluation whose validation reward is at least `level`: the
-    median over the runs; None where half of them or more never get there."""
-    keys, reached = ("step", *COSTS), []
+    median over the runs; None if half of them or more never get there."""
+    keys, reached = ("step", "fp", "seconds"), []
     for run in curve["runs"]:
         at = np.flatnonzero(run["val_reward"] >= level)
         reached.append([run[key][at[0]] if len(at) else math.inf for key in keys])
@@ -230,8 +205,8 @@ def first_reach(curve: dict, level: float) -> dict | None:
 
 def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
     """The reward at which costs are compared, and what it is."""
-    best = max(curves, key=lambda name: curves[name]["val_reward"].max())
-    name = "online" if "online" in curves else best
+    highest = {name: curve["val_reward"].max() for name, curve in curves.items()}
+    name = "online" if "online" in curves else max(highest, key=highest.get)
     reward = curves[name]["val_reward"]
     if reward.max() >= LEVEL:
         return LEVEL, "a fixed level"
@@ -250,7 +225,7 @@ def cost_table(curves: dict[str, dict]) -> str:
         if at:
             cells[:3] = f"{at['fp']:,.0f}", f"{at['seconds']:.1f}", f"{at['step']:.0f}"
         if at and online:
-            cells[3:] = [times(online[key], at[key]) for key in ("fp", "seconds")]
+            cells[3:] = [times_fewer(online[key], at[key]) for key in ("fp", "seconds")]
         reward = curves[name]["val_reward"]
         lines.append([name, *cells, f"{reward.max():.3f}", f"{reward[-1]:.3f}"])
     return f"""\
@@ -261,28 +236,16 @@ Cost until the validation reward first reaches {level:.3f} ({origin}){median}:
   best       highest mean validation reward; a setting whose last is lower fell when it went on"""
 
 
-def times(online: float, spent: float) -> str:
-    """How many times less than online was spent; "-" where nothing was."""
+def times_fewer(online: float, spent: float) -> str:
+    """How many times less than online was spent, to two digits or more; "-" if nothing was."""
     ratio = online / spent if spent else math.nan
     return f"{ratio:,.0f}x" if ratio >= 9.95 else f"{ratio:.1f}x" if spent else "-"
 
 
-def facts_of(texts: list[str], records: list) -> list[dict[str, bool]]:
-    """What each text states of its source's facts, and whether it states all of them; a source of
-    another form is left out."""
-    said = [data.stated(text, record.source) for text, record in zip(texts, records)]
-    return [facts | {"all": all(facts.values())} for facts in said if facts]
-
-
-def fact_table(said: dict[str, list[dict]]) -> str:
-    """Setting -> what its texts state -> percent of the texts, for each fact and for all facts."""
-    facts = unique(fact for texts in said.values() for text in texts for fact in text)
-    facts = [fact for fact in facts if fact != "all"] + ["all"]
-    lines = [["setting", *facts]]
-    for name, texts in said.items():
-        right = [[text[fact] for text in texts if fact in text] for fact in facts]
-        lines.append([name, *(f"{100 * np.mean(values):.0f}" for values in right)])
-    return "Facts that greedy test texts state rightly, in percent:\n" + align(lines)
+def facts_of(texts: list[str], records: list) -> float | None:
+    """The share of texts that state every fact of their source; None if no source has facts."""
+    stated = [data.stated(text, record.source) for text, record in zip(texts, records)]
+    return np.mean([all(facts.values()) for facts in stated if facts]) if any(stated) else None
 
 
 def paired(values: dict, others: dict) -> str:
@@ -290,307 +253,218 @@ def paired(values: dict, others: dict) -> str:
     d = np.array([values[seed] - others[seed] for seed in values if seed in others])
     if not len(d):
         return "-"
-    error = f" (s.e. {d.std(ddof=1) / math.sqrt(len(d)):.3f})" if len(d) > 1 else ""
-    return f"{d.mean():+.3f}{error}"
-
-
-def difference_table(groups: dict[str, list[dict]]) -> str:
-    """Test reward of each setting less that of base, mle, offline and online, paired by seed."""
-    tested = {name: {row["seed"]: row["test_reward"] for row in group}
-              for name, group in groups.items()}
-    against = [name for name in ("base", "mle", "offline", "online") if name in tested]
-    lines = [["test reward", *(f"less {name}'s" for name in against)]]
-    for name, values in tested.items():
-        lines.append([name, *(paired(values, tested[other]) if other != name else ""
-                              for other in against)])
-    return "Differences paired by seed:\n" + align(lines)
+    error = f"s.e. {d.std(ddof=1) / math.sqrt(len(d)):.3f}" if len(d) > 1 else "one seed, no s.e."
+    return f"{d.mean():+.3f} ({error})"
 
 
 # -------------------------------------------------------------------------------------------------
-# The report of a comparison, of one run, and of a sweep
+# The report of a comparison, and of a sweep
 
 def compare_report(out: str, rows: list[dict], records: list, machine: str, seeds: tuple) -> str:
     """What compare prints. Writes OUT/report.txt, outputs.txt, and last compare.png.
 
     rows:    of results.json, which is written already
     records: the test split
-    machine: where it ran, in words
-    seeds:   what --seeds gave; empty without it
+    machine, seeds: where it ran, in words; what --seeds gave, empty without it
 
-    A file that is missing, foreign or cannot be written is one line in the text, not an error.
+    A run's file that cannot be read, or a figure that cannot be drawn, is a note in the text.
+    Raises InputError if report.txt or outputs.txt cannot be written.
     """
-    groups, folders, notes = by_name(rows), folders_of(out, rows, seeds), []
-    texts = gather(lambda runs: read_predictions(runs, records), folders, notes)
-    pooled = {}
-    for name, runs in texts.items():
-        said = [facts_of(run, records) for run in runs]
-        if any(said):
-            pooled[name] = sum(said, [])
-            groups[name] = [row | {"facts": np.mean([facts["all"] for facts in run])}
-                            for row, run in zip(groups[name], said)]
-    panel, curves = panel_of(out, rows, seeds, notes)
-    parts = [tabulate(groups, COLUMNS) + f"; {machine}"]
-    parts += [cost_table(curves)] if curves else []
-    parts += [fact_table(pooled)] if pooled else []
-    more = [tabulate(groups, MORE_COLUMNS), difference_table(groups)]
+    config, folders = config_of(out), folders_of(out, rows, seeds)
+    groups, curves, texts, notes = by_name(rows), {}, {}, []
+    for name, runs in folders.items():
+        try:
+            if name != "base":
+                curves[name] = read_curve(runs)
+            texts[name] = read_predictions(runs, records)
+            groups[name] = [row | {"facts": facts_of(run, records)}
+                            for row, run in zip(groups[name], texts[name])]
+        except InputError as error:
+            notes.append(f"note: {error}; parts of {name} are left out")
+    tables = [tabulate(groups, COLUMNS) + f"; {machine}"]
+    tables += [cost_table(curves)] if curves else []
 
-    example = "Greedy texts of two test sources:\n" + samples(texts, records[:2], WIDTH)
-    report = "\n\n".join([*parts, *more, example, *notes]) + "\n"
-    notes += attempt(f"{out}/report.txt", write_text, report)
-    notes += attempt(f"{out}/outputs.txt", write_text, samples(texts, records[:20]) + "\n")
-    notes += attempt(f"{out}/compare.png", plot, [panel]) if curves else []
-    best = max(rows, key=lambda row: (round(row["val_reward"], 3), -row["fp"]))
-    run, = folders_of(out, [best], seeds)[best["name"]]
-    return "\n\n".join([*parts, example, *notes, advice(groups) + "\n" + closing(out, run)])
+    remark = remark_on_texts(config)
+    example = "Greedy texts of two test sources:\n" + samples(texts, records[:2]) + remark
+    more = tabulate(groups, MORE_COLUMNS)
+    write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example, *notes]) + "\n")
+    write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + remark + "\n")
+    panel, drawn = panel_of(out, rows, curves), False
+    try:
+        if panel.lines:
+            draw_panels(f"{out}/compare.png", [panel])
+            drawn = True
+    except InputError as error:
+        notes.append(f"note: {error}")
+    best = best_first(groups)[0]
+    run = folders[best][np.argmax([mean_reward([row]) for row in groups[best]])]
+    end = [advice(groups), to_open(out, drawn), to_try(run, config)]
+    return "\n\n".join([*tables, example, *notes, "\n".join(end)])
+
+
+def mean_reward(rows: list[dict]) -> float:
+    """Of validation; -inf if one of the runs diverged."""
+    rewards = [row["val_reward"] for row in rows]
+    return -math.inf if None in rewards else np.mean(rewards)
+
+
+def best_first(groups: dict[str, list[dict]]) -> list[str]:
+    """Settings by mean validation reward; of equal ones, the cheaper first."""
+    def order(name):
+        return -round(mean_reward(groups[name]), 3), np.mean([row["fp"] for row in groups[name]])
+    return sorted(groups, key=order)
 
 
 def advice(groups: dict[str, list[dict]]) -> str:
-    """Which setting to take: the one of the highest validation reward, and the cheapest that has
-    at least half of its gain over the base."""
-    reward = {name: np.mean([row["val_reward"] for row in rows]) for name, rows in groups.items()}
+    """Which setting to take: the one of the highest validation reward, with its lead over the next
+    one; and the cheapest that has at least half of its gain over the base."""
+    reward = {name: mean_reward(rows) for name, rows in groups.items()}
     cost = {name: np.mean([row["fp"] for row in rows]) for name, rows in groups.items()}
-    first = next(iter(groups))  # the base
-    best = max(reward, key=lambda name: (round(reward[name], 3), -cost[name]))
-    if best == first:
-        return f"Take   {first}: no setting has a higher validation reward"
+    base, (best, *others) = next(iter(groups)), best_first(groups)
+    if best == base:
+        return f"Take   {base}: no setting has a higher validation reward"
     lines = [f"Take   {best}: the highest validation reward, {reward[best]:.3f}, "
              f"for {cost[best]:,.0f} FPs"]
-    middle = (reward[first] + reward[best]) / 2
-    cheapest = min((name for name in groups if reward[name] >= middle), key=cost.get)
+    by_seed = [{row["seed"]: row["val_reward"] for row in groups[name]
+                if row["val_reward"] is not None} for name in (best, others[0])]
+    lines.append(f"       against {others[0]}, the next: {paired(*by_seed)}")
+    half = (reward[base] + reward[best]) / 2
+    cheapest = min((name for name in groups if reward[name] >= half), key=cost.get)
     if cheapest != best:
-        lines.append(f"    or {cheapest}: {reward[cheapest]:.3f} ({first}: {reward[first]:.3f}), "
+        lines.append(f"    or {cheapest}: {reward[cheapest]:.3f} ({base}: {reward[base]:.3f}), "
                      f"for {cost[cheapest]:,.0f} FPs")
     return "\n".join(lines)
 
 
-def run_report(row: dict) -> str:
-    """The table of one run, as --mode train prints it."""
-    return tabulate({row["name"]: [row]}, COLUMNS)
-
-
-def samples(texts: dict[str, list[list[str]]], records: list, width: int = 0) -> str:
-    """Each record's source and what each setting's first seed wrote for it; folded at `width`."""
+def samples(texts: dict[str, list[list[str]]], records: list) -> str:
+    """Each record's source and what each setting's first seed wrote for it, folded at WIDTH."""
     lines = []
     for i, record in enumerate(records):
         lines.append(readable(record, record.source))
-        for name, runs in texts.items():
-            lines.append(f"  {name:<8} {readable(record, runs[0][i])}")
-    if width:
-        lines = [textwrap.fill(line, width, subsequent_indent=" " * 11) for line in lines]
-    return "\n".join(lines)
+        lines += [f"  {name:<8} {readable(record, runs[0][i])}" for name, runs in texts.items()]
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=" " * 11) for line in lines)
 
 
-def closing(out: str, run: str) -> str:
-    """What to open, and what to try next."""
-    name = data_of(out)
+def remark_on_texts(config: dict) -> str:
+    """A line below greedy texts whose missing full stop would look like a fault."""
+    if config.get("data") in forecast.GRAMMARS and config.get("reward") == "rouge":
+        return "\n(ROUGE sees no punctuation: online and offline may drop the final full stop.)"
+    return ""
+
+
+def to_open(out: str, drawn: bool) -> str:
+    """The files that were written; and the page, if this copy of the project has it."""
+    lines = [f"{out}/compare.png  reward against forward propagations"] if drawn else []
+    lines += [f"{out}/report.txt   all of this, and more columns",
+              f"{out}/outputs.txt  test sources with every setting's text"]
+    if importlib.util.find_spec("lab.page"):
+        lines.append(f"python -m lab.page {shlex.quote(out)}   writes a page that shows the method")
+    return "Open   " + "\n       ".join(lines)
+
+
+def to_try(run: str, config: dict) -> str:
+    """The next commands: with the run to take, and on the same data with the same reward."""
+    name = str(config.get("data", Config.data))
     other = f"--vary p_m 0.1 0.4 --settings masked --data {shlex.quote(name)} --out out/vary"
     if name == "forecast":
         other = "--data forecast2 --out out/forecast2"
+    usual = data.flags_of(name).get("", {}).get("reward", Config.reward)
+    reward = str(config.get("reward", usual))
+    other += f" --reward {shlex.quote(reward)}" if reward != usual else ""
     return f"""\
-Open   {out}/compare.png  reward against forward propagations
-       {out}/report.txt   all of this, more columns, differences with their errors
-       {out}/outputs.txt  test sources with every setting's text
 Next   python train.py --mode sample --init {shlex.quote(run)}/best.pt
        python train.py {other}"""
 
 
-def data_of(out: str) -> str:
-    """The data set of a comparison, as its config.json names it; else the folder's name."""
-    try:
-        return str(read_json(f"{out}/config.json")["data"])
-    except (InputError, KeyError, TypeError):
-        return out
-
-
 def vary_report(out: str, flag: str, rows: list[dict]) -> str:
-    """The table of a sweep, also in OUT/vary-FLAG.txt; its rows in OUT/vary-FLAG.json.
-
-    rows: rows as in results.json with two more fields, flag and value.
-    Raises InputError where the rows cannot be written.
-    """
-    write_json(rows, f"{out}/vary-{flag}.json")
-    groups, folders, first, notes = {}, {}, {}, []  # first: setting -> test rewards, first value
-    for row in rows:
-        run = f"{row['name']}-{flag}_{row['value']}"
-        groups.setdefault(run, []).append(row)
-        folders.setdefault(run, []).append(f"{out}/seed{row['seed']}/{run}")
-    curves = gather(read_curve, folders, notes)
-    hidden = dict.fromkeys(("p_m", "K", "refresh"))  # a table has columns for what has values
+    """The table of a sweep, also in OUT/vary-FLAG.txt. The rows are those of vary-FLAG.json, which
+    is written already. Raises InputError if the table cannot be written."""
+    groups, notes = by_name(rows, lambda row: f"{row['name']}-{flag}_{row['value']}"), []
     for run, group in groups.items():
-        name, tested = group[0]["name"], {row["seed"]: row["test_reward"] for row in group}
-        more = {"less": paired(tested, first[name]) if name in first else ""}
-        first.setdefault(name, tested)
-        if run in curves:
-            at = first_reach(curves[run], LEVEL)
-            more["reach_fp"] = f"{at['fp']:,.0f}" if at else "never"
-            more["reach_seconds"] = f"{at['seconds']:.1f}" if at else "-"
-        groups[run] = [row | hidden | more for row in group]
-    columns = COLUMNS | {"value": (flag, "{}", "")}
+        if lost := [str(row["seed"]) for row in group if row["val_reward"] is None]:
+            notes.append(f"note: {run} diverged with seed {', '.join(lost)}")
+        try:
+            curve = read_curve([f"{out}/seed{row['seed']}/{run}" for row in group])
+            if at := first_reach(curve, LEVEL):
+                groups[run] = [row | {"reach_fp": at["fp"], "reach_seconds": at["seconds"]}
+                               for row in group]
+        except InputError as error:
+            notes.append(f"note: {error}")
+    columns = {key: COLUMNS[key] for key in COLUMNS if key not in ("p_m", "K", "refresh", "reuse")}
+    columns["value"] = (flag, "{}", "")
     text = "\n".join([tabulate(groups, columns), *notes])
-    return "\n".join([text, *attempt(f"{out}/vary-{flag}.txt", write_text, text + "\n")])
+    write_text(f"{out}/vary-{flag}.txt", text + "\n")
+    return text
 
 
 # -------------------------------------------------------------------------------------------------
 # Figures
 
-@dataclass
-class Panel:
-    """Rewards against FPs, on a log axis."""
-    ylabel: str
-    lines: dict  # label -> setting, points (P,2), and what to write beside the points, or ()
-    title: str = ""
-    base: float | None = None  # its reward, a dotted line
-    saving: tuple = ()  # FPs of the cheapest setting and of online when they reached LEVEL
-
-
-def panel_of(out: str, rows: list[dict], seeds: tuple, notes: list) -> tuple[Panel, dict]:
-    """A comparison as a panel, and setting -> curve. mle, which samples with no FP, has no place
-    on the axis."""
-    folders = folders_of(out, rows, seeds)
-    folders.pop("base", None)
-    curves, lines = gather(read_curve, folders, notes), {}
+def panel_of(out: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
+    """A comparison as a panel. mle, which samples with no FP, has no place on the axis."""
+    lines = {}
     for name, curve in curves.items():
         points = np.stack([curve["fp"], curve["val_reward"]], 1)[curve["fp"] > 0]
         if len(points):
-            lines[name] = (name, points, ())
-    panel = Panel("reward of greedy texts, validation", lines)
+            lines[name] = points, ()
+    title = os.path.basename(str(config_of(out).get("data", out)).rstrip("/"))
     ran = len({row["seed"] for row in rows})
-    panel.title = os.path.basename(data_of(out).rstrip("/"))
-    panel.title += f", mean of {ran} seeds" if ran > 1 else ""
-    if base := [row["val_reward"] for row in rows if row["name"] == "base"]:
+    title += f", mean of {ran} seeds" if ran > 1 else ""
+    panel = Panel(title, "reward of greedy texts, validation", lines)
+    base = [row["val_reward"] for row in rows if row["name"] == "base"]
+    if base and None not in base:
         panel.base = np.mean(base)
     reached = {name: at["fp"] for name in STRONG if name in lines
                and (at := first_reach(curves[name], LEVEL)) and at["fp"]}
     if min(reached.values(), default=0) < reached.get("online", 0):
-        panel.saving = min(reached.values()), reached["online"]
-    return panel, curves
+        panel.saving = LEVEL, min(reached.values()), reached["online"]
+    return panel
 
 
 def spectrum(rows: list[dict]) -> Panel:
-    """Test rewards: a line for each setting and refresh interval, p_m beside each point; or for
-    each setting and flag varied, its value beside each point."""
-    lines = {}  # what a line is called -> (setting, {a point's value: its rows})
+    """Sweeps of p_m as a panel: one line per setting, means over seeds, p_m beside each point."""
+    groups = {}
     for row in rows:
-        if row["fp"] <= 0:
-            continue
-        line, point = row["name"], row["p_m"]
-        line += f", every {row['refresh']}" if row["refresh"] else ""
-        if row.get("flag", "p_m") != "p_m":
-            line, point = f"{row['name']}, {row['flag']}", row["value"]
-        lines.setdefault(line, (row["name"], {}))[1].setdefault(point, []).append(row)
-    for line, (name, groups) in lines.items():
-        points = [np.mean([(row["fp"], row["test_reward"]) for row in group], 0)
-                  for group in groups.values()]
-        lines[line] = name, np.array(points), [*groups]
-    return Panel("test reward of greedy texts", lines)
-
-
-def plot(path: str, panels: list[Panel]) -> None:
-    """Panels side by side; each curve is named at its end."""
-    size = (max(6.5, 4.5 * len(panels)), 3.9)
-    fig, axes = pyplot().subplots(1, len(panels), figsize=size, squeeze=False)
-    for axis, panel in zip(axes[0], panels):
-        tidy(axis, "forward propagations that sample (log scale)")
-        axis.set_title(panel.title, fontsize=11, fontweight="bold")
-        draw(axis, panel)
-    axes[0][0].set_ylabel(panels[0].ylabel)
-    fig.tight_layout()  # names are placed where the axes will be
-    for axis, panel in zip(axes[0], panels):
-        name_lines(axis, panel)
-    save_figure(fig, path)
-
-
-def draw(axis, panel: Panel) -> None:
-    """The lines of a panel, the base, and an arrow above them for what is saved."""
-    axis.set_xscale("log")
-    for name, points, _ in panel.lines.values():
-        wide = name in STRONG
-        axis.plot(*points.T, **style(name), markevery=max(1, len(points) // 8), zorder=2 + wide,
-                  linewidth=2.2 if wide else 1.1, markersize=5 if wide else 3.5)
-    if panel.base is not None:
-        axis.axhline(panel.base, color=style("base")["color"], linestyle=":")
-        axis.text(axis.get_xlim()[0], panel.base, " base", va="bottom", fontsize=8, color="#555555")
-    low, high = axis.get_ylim()
-    axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= 1])
-    top = high + (0.25 if panel.saving else 0.1) * (high - low)  # room for an arrow
-    axis.set_ylim(low, top)
-    if panel.saving:
-        left, right = panel.saving
-        y = top - 0.1 * (top - low)
-        axis.vlines((left, right), LEVEL, y, color="#999999", linewidth=0.8, zorder=1)
-        axis.annotate("", (left, y), (right, y), arrowprops=dict(arrowstyle="->", linewidth=1.4))
-        axis.text(math.sqrt(left * right), y + 0.02 * (top - low), ha="center", fontsize=9,
-                  s=f"reward {LEVEL:.2f}: {right / left:.0f}x fewer passes")
-
-
-def name_lines(axis, panel: Panel) -> None:
-    """Write values beside their points and names beside the ends of the lines, strong ones first,
-    each where it covers the least. A thin line leads to a text that had to move away."""
-    frame = axis.get_window_extent()
-    curves = np.concatenate([line.get_transform().transform_path(line.get_path())
-                             .interpolated(30).vertices for line in axis.lines])
-    taken = [text.get_window_extent() for text in axis.texts if text.get_text()]
-    texts = [(str(value), point, dict(fontsize=7)) for _, points, values in panel.lines.values()
-             for value, point in zip(values, points)]
-    ends = [(label, name, points[-1]) for label, (name, points, _) in panel.lines.items()]
-    for label, name, end in sorted(ends, key=lambda line: line[1] not in STRONG):
-        font = dict(fontsize=10, fontweight="bold") if name in STRONG else dict(fontsize=8)
-        texts.append((label, end, font | dict(color=style(name)["color"])))
-    for text, point, font in texts:
-        color = font.get("color", "black")
-        artist = axis.annotate(
-            text, point, (0, 0), textcoords="offset points", ha="center", va="center", **font,
-            arrowprops=dict(arrowstyle="-", linewidth=0.6, color=color, shrinkB=2))
-        box, at = artist.get_window_extent(), axis.transData.transform(point)
-
-        def badness(shift) -> float:
-            """Over another text, out of the axes, over a curve, far away: in pixels."""
-            moved = box.translated(*shift).padded(4)
-            outside = frame.count_contains(moved.corners()) < 4
-            gap = np.maximum(moved.min - at, at - moved.max).clip(0)
-            return (1e6 * moved.count_overlaps(taken) + 1e4 * outside
-                    + 3 * moved.count_contains(curves) + np.hypot(*gap) + abs(shift[0]) / 9)
-
-        shift = min(itertools.product(np.linspace(-1, 1, 7) * (box.width / 2 + 8),
-                                      np.linspace(-9, 9, 37) * box.height), key=badness)
-        taken.append(box.translated(*shift))
-        artist.set_position(np.array(shift) * 72 / axis.figure.dpi)
-        artist.arrow_patch.set_visible(not taken[-1].padded(box.height).contains(*at))
+        if row["fp"] > 0 and row["p_m"] is not None and row["test_reward"] is not None:
+            points = groups.setdefault(row["name"], {})
+            points.setdefault(row["p_m"], []).append((row["fp"], row["test_reward"]))
+    lines = {}
+    for name, points in groups.items():
+        values = sorted(points)
+        means = np.array([np.mean(points[p_m], 0) for p_m in values])
+        lines[name] = means, [f"{p_m:g}" for p_m in values]
+    return Panel("from offline to online, by p_m", "test reward of greedy texts", lines)
 
 
 # -------------------------------------------------------------------------------------------------
 # Command line
 
-def panels_of(folders: list[str], as_spectrum: bool, notes: list) -> list[Panel]:
-    """A panel for each comparison, or the spectrum of all rows. Raises InputError."""
-    rows, panels = [], []
+def panels_of(folders: list[str]) -> list[Panel]:
+    """One panel for each comparison, and one for all sweeps of p_m. Raises InputError."""
+    panels, sweeps = [], []
     for out in folders:
-        results = read_rows(f"{out}/results.json")
-        files = sorted(glob.glob(f"{glob.escape(out)}/vary-*.json"))
-        sweeps = [row for file in files for row in read_rows(file)]
-        if not results + sweeps:
-            raise InputError(f"{out}: expected results.json or vary-FLAG.json of train.py")
-        rows += results + sweeps
-        if results:
-            seeds = [row["seed"] for row in results
-                     if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
-            panels.append(panel_of(out, results, tuple(seeds), notes)[0])
-    if as_spectrum or len(panels) < len(folders):
-        panels, notes[:] = [spectrum(rows)], []
+        rows, sweep = read_rows(f"{out}/results.json"), read_rows(f"{out}/vary-p_m.json")
+        if not rows + sweep:
+            raise InputError(f"{out}: expected results.json or vary-p_m.json of train.py")
+        sweeps += sweep
+        seeds = [row["seed"] for row in rows
+                 if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
+        curves = {name: read_curve(runs) for name, runs in folders_of(out, rows, seeds).items()
+                  if name != "base"}
+        panels += [panel_of(out, rows, curves)] if rows else []
+    panels += [spectrum(sweeps)] if sweeps else []
     if not all(panel.lines for panel in panels):
-        raise InputError(" ".join(notes[:1]) or "expected a setting beside the base")
+        raise InputError(f"{', '.join(folders)}: expected settings that sample")
     return panels
 
 
 def command(argv: list[str]) -> None:
     parser = Parser(prog="lab.report", allow_abbrev=False)
-    parser.add_argument("out", nargs="+", help="folders of comparisons or sweeps")
+    parser.add_argument("out", nargs="+", help="folders of comparisons or of sweeps of p_m")
     parser.add_argument("--figure", required=True, help="the file to write, such as spectrum.png")
-    parser.add_argument("--spectrum", action="store_true", help="test reward of all rows")
-    args, notes = parser.parse_args(argv), []
-    if failed := attempt(args.figure, plot, panels_of(args.out, args.spectrum, notes)):
-        raise InputError(failed[0])
-    print("\n".join([*notes, f"wrote {args.figure}"]))
+    args = parser.parse_args(argv)
+    draw_panels(args.figure, panels_of(args.out))
+    print(f"wrote {args.figure}")
 
 
 def main(argv: list[str]) -> None:

@@ -1,15 +1,10 @@
-"""The two pictures of the method for a first reader."""
+"""The example of the method for a first reader."""
 import math
-import os
 import re
 
 import pytest
-import torch
 
-import data
 from lab import lesson
-from lab.policy import new_policy, policy_state, save
-from lab.settings import make_config
 
 
 def rows_of(text: str) -> dict[str, str]:
@@ -44,41 +39,10 @@ def test_example_shows_that_the_model_is_causal():
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    cfg = make_config(dict(n_layer=1, n_embd=16, vocab_size=400, max_len=24))
-    policy = new_policy(cfg, data.load_dataset("forecast"), torch.device("cpu"))
-    save(policy_state(policy, cfg), str(tmp_path / "best.pt"))
-    return str(tmp_path / "best.pt"), policy.tok
-
-
-def test_picture(checkpoint, tmp_path, monkeypatch):
-    """The costs and the cells that it paints, then the painting."""
-    init, tok = checkpoint
-    calls, plot = [], lesson.plot_settings
-    monkeypatch.setattr(lesson, "plot_settings", lambda *args: calls.append(args) or plot(*args))
-    lesson.main(["picture", "--init", init, "--out", str(tmp_path / "settings.png")])
-    rows = {title.split("\n")[0]: (int(title.split()[1]), *more)
-            for title, *more in calls[0][2]}
-    assert list(rows) == ["online", "full", "masked", "static", "offline"]
-    assert [rows[name][0] for name in ("masked", "static", "offline")] == [1, 1, 1]
-    assert rows["online"][0] > rows["full"][0] > lesson.K
-    for name, (_, fed, text, acted, decodes) in rows.items():
-        assert torch.equal((fed == tok.mask) & (text != tok.pad), acted & (name == "masked")), name
-        assert decodes == (name in ("online", "full")), name
-        assert acted.any() == (name != "offline"), name
-        assert torch.equal(fed, text) == (name in ("online", "full", "offline")), name
-    assert os.path.getsize(tmp_path / "settings.png") > 20_000
-
-
 @pytest.mark.parametrize("words, message", [
-    (["picture", "--init", "none.pt"], "none.pt: no checkpoint that can be read"),
-    (["picture", "--out", "missing/x.png"], "missing/x.png was not written"),
-    (["paint"], "invalid choice: 'paint'"),
-])
-def test_mistakes_are_one_line(checkpoint, words, message, capsys):
-    if words[0] == "picture" and "--init" not in words:
-        words = [*words, "--init", checkpoint[0]]
+    ([], "required: what"), (["paint"], "invalid choice: 'paint'"),
+    (["example", "x"], "unrecognized arguments: x")])
+def test_mistakes_are_one_line(words, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         lesson.main(words)
     error = capsys.readouterr().err
