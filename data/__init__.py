@@ -17,12 +17,8 @@ import hashlib
 import json
 import os
 import re
-import signal
-import sys
 from dataclasses import dataclass, field
 
-if sys.argv[0] == "-m":  # as python -m data.e2e: Ctrl-C in the imports needs no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 import torch
 
 from data.tokenizer import Tokenizer

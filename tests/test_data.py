@@ -201,10 +201,8 @@ def test_batches_that_do_not_fit_are_refused(tok, targets, statics, max_len):
 # ---- any locale
 
 SCRIPT = """
-import signal, sys, warnings
-sys.argv[0] = "-m"  # as it is while python -m data.e2e imports the package
+import sys, warnings
 import data, data.rewards, data.e2e
-assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 warnings.simplefilter("error", EncodingWarning)
 folder, out = sys.argv[1:]
 data.save_records([data.Record("日本 s", ["हिन्दी £"])], folder + "/train.jsonl")
