@@ -162,8 +162,8 @@ def flags_of(name: str) -> dict[str, dict]:
     """The flags tuned for a data set: setting ("" for all) -> {flag: value}; {} without any.
 
     The flags.json of a folder holds such an object, or {"preset": "e2e"} or {"preset":
-    "forecast"} for the flags of that module. Raises InputError when it holds neither; the caller
-    checks whether the flags exist."""
+    "forecast"} for the flags of that module. Raises InputError when it holds neither. Flags and
+    their values are checked by lab.settings, as those of the command line are."""
     from data import e2e, forecast
     if name in forecast.GRAMMARS:
         return forecast.FLAGS
@@ -178,14 +178,9 @@ def flags_of(name: str) -> dict[str, dict]:
     for preset, module in (("e2e", e2e), ("forecast", forecast)):
         if flags == {"preset": preset}:
             return module.FLAGS
-    if not isinstance(flags, dict):
-        flags = {"": flags}
-    for setting, values in flags.items():
-        if not isinstance(values, dict) or not all(
-                isinstance(value, (bool, int, float, str)) for value in values.values()):
-            raise InputError(f"{path}: expected {{setting: {{flag: value}}}}, \"\" for every "
-                             f"setting, or {{\"preset\": \"e2e\" or \"forecast\"}}, "
-                             f"found {values!r:.60} for {setting!r:.30}")
+    if not isinstance(flags, dict) or not all(isinstance(v, dict) for v in flags.values()):
+        raise InputError(f"{path}: expected {{setting: {{flag: value}}}}, \"\" for every setting, "
+                         f"or {{\"preset\": \"e2e\" or \"forecast\"}}, found {flags!r:.60}")
     return flags
 
 
