@@ -64,18 +64,15 @@ class Record:
 # Reading and writing JSONL
 
 def parse_json(text: str):
-    """JSON -> Python. Raises ValueError for anything else, and for a key that is given twice, of
-    which Python's parser would keep the last."""
+    """JSON -> Python. Raises ValueError or RecursionError for anything else, and ValueError for a
+    key that is given twice, of which Python's parser would keep the last."""
     def check_keys(pairs: list[tuple]) -> dict:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
             raise ValueError(f"key {max(keys, key=keys.count)!r} is given twice")
         return dict(pairs)
 
-    try:
-        return json.loads(text, object_pairs_hook=check_keys)
-    except RecursionError:
-        raise ValueError("too many brackets inside each other") from None
+    return json.loads(text, object_pairs_hook=check_keys)
 
 
 def parse_record(line: bytes, where: str) -> Record:
@@ -87,7 +84,7 @@ def parse_record(line: bytes, where: str) -> Record:
     try:
         row = parse_json(line.decode())
         json.dumps(row, ensure_ascii=False).encode()  # fails for half a pair of surrogates
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{where}: expected one JSON object per line, in UTF-8, "
                          f"found {line.decode(errors='replace')[:40]!r} ({e!s:.80})") from None
     check(isinstance(row, dict), "expected a JSON object with source and references", row)
@@ -173,7 +170,7 @@ def flags_of(name: str) -> dict[str, dict]:
             flags = parse_json(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: expected JSON in UTF-8 ({e!s:.80})") from None
     for preset, module in (("e2e", e2e), ("forecast", forecast)):
         if flags == {"preset": preset}:
