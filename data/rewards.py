@@ -167,27 +167,24 @@ def rouge(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, each the best over a hypothesis' references: float64
     (N,3), in 0..1.
 
-    Equal to rouge-score's `score_multi` without stemmer. Equal pairs of texts are scored once.
-    Raises ValueError when the lists differ in length or a hypothesis has no list of references.
-    """
+    Equal to rouge-score's `score_multi` without stemmer. Raises ValueError when the lists differ in
+    length or a hypothesis has no list of references."""
     _check_references(hypotheses, references)
     if not hypotheses:
         return np.zeros((0, 3))
     numbers, texts = _number([*hypotheses, *chain.from_iterable(references)])
     counts = np.array([len(refs) for refs in references])
     hyp, ref = numbers[:len(hypotheses)].repeat(counts), numbers[len(hypotheses):]
-    pairs, index = np.unique(hyp * np.int64(len(texts)) + ref, return_inverse=True)
-    hyp, ref = np.divmod(pairs, len(texts))
     ids, starts, lengths = _cut(texts)
     size = np.maximum(1, np.maximum(lengths[hyp], lengths[ref]))
     order = np.argsort(-size, kind="stable")  # similar lengths side by side, longest first
-    scores, done = np.empty((len(pairs), 3)), 0
+    scores, done = np.empty((len(order), 3)), 0
     while done < len(order):
         part = order[done:done + max(1, _CELLS // int(size[order[done]]) ** 2)]
         h, r = hyp[part], ref[part]
         scores[part] = _rouge_pairs(ids, (starts[h], lengths[h]), (starts[r], lengths[r]))
         done += len(part)
-    return np.maximum.reduceat(scores[index], counts.cumsum() - counts)
+    return np.maximum.reduceat(scores, counts.cumsum() - counts)
 
 
 # -------------------------------------------------------------------------------------------------
