@@ -135,7 +135,9 @@ _MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
 
 
 @lru_cache(maxsize=1 << 12)
-def _parse_mr(source: str) -> dict[str, str] | None:
+def parse_slots(source: str) -> dict[str, str] | None:
+    """slot -> value of a meaning representation, in the order of SLOTS; None for any other text.
+    The dictionary is shared: copy it before you change it."""
     slots, end = {}, 0
     while (match := _MR.match(source, end)) and match[1] not in slots:  # none is given twice
         slots[match[1]], end = match[2].strip(), match.end()
@@ -145,17 +147,7 @@ def _parse_mr(source: str) -> dict[str, str] | None:
 
 def has_slots(source: str) -> bool:
     """Whether a source is a meaning representation such as `name[xname], food[Fast food]`."""
-    return _parse_mr(source) is not None
-
-
-def parse_slots(source: str) -> dict[str, str]:
-    """slot -> value of a meaning representation, in the order of SLOTS. Raises InputError for any
-    other text."""
-    slots = _parse_mr(source)
-    if slots is None:
-        raise InputError(f"source {source[:80]!r}: expected slots such as name[xname], "
-                         f"eatType[pub], food[Italian] (the reward `slot` is for E2E data)")
-    return dict(slots)  # a copy: the caller may change it
+    return parse_slots(source) is not None
 
 
 @lru_cache(maxsize=1 << 14)
@@ -186,7 +178,7 @@ def _is_right(slot: str, value: str | None, text: str, found: Counter) -> bool:
 def stated(text: str, source: str) -> dict[str, bool] | None:
     """Slot -> does the text state it correctly? None when the source is no meaning
     representation."""
-    slots = _parse_mr(source)
+    slots = parse_slots(source)
     if slots is None:
         return None
     found = _mentions(text)
@@ -206,6 +198,9 @@ def slot_errors(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, 
     errors, totals = [], []
     for text, source in zip(hypotheses, sources, strict=True):
         slots, found = parse_slots(source), _mentions(text)
+        if slots is None:
+            raise InputError(f"source {source[:80]!r}: expected slots such as name[xname], "
+                             f"eatType[pub], food[Italian] (the reward `slot` is for E2E data)")
         right = [_is_right(slot, slots.get(slot), text, found.get(slot, Counter()))
                  for slot in slots.keys() | found.keys()]
         errors.append(right.count(False))
@@ -274,7 +269,7 @@ def _replace(text: str, name: str, token: str) -> str | None:
 def delexicalise(mr: str, ref: str) -> tuple[str, str | None, dict[str, str]]:
     """(mr with xname and xnear, its slots in the order of SLOTS; ref with them, None when a name
     is not in it; the names)."""
-    slots, names = parse_slots(mr), {}
+    slots, names = dict(parse_slots(mr)), {}
     text = " ".join(ref.split())
     named = [slot for slot in ("name", "near") if slot in slots]
     for slot in sorted(named, key=lambda slot: -len(slots[slot])):  # the longer name first
