@@ -17,12 +17,8 @@ import hashlib
 import json
 import os
 import re
-import signal
-import sys
 from dataclasses import dataclass, field
 
-if sys.argv[0] == "-m":  # as python -m data.e2e: Ctrl-C in the imports needs no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 import torch
 
 from data.tokenizer import Tokenizer
@@ -68,18 +64,15 @@ class Record:
 # Reading and writing JSONL
 
 def parse_json(text: str):
-    """JSON -> Python. Raises ValueError for anything else, and for a key that is given twice, of
-    which Python's parser would keep the last."""
+    """JSON -> Python. Raises ValueError or RecursionError for anything else, and ValueError for a
+    key that is given twice, of which Python's parser would keep the last."""
     def check_keys(pairs: list[tuple]) -> dict:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
             raise ValueError(f"key {max(keys, key=keys.count)!r} is given twice")
         return dict(pairs)
 
-    try:
-        return json.loads(text, object_pairs_hook=check_keys)
-    except RecursionError:
-        raise ValueError("too many brackets inside each other") from None
+    return json.loads(text, object_pairs_hook=check_keys)
 
 
 def parse_record(line: bytes, where: str) -> Record:
@@ -91,7 +84,7 @@ def parse_record(line: bytes, where: str) -> Record:
     try:
         row = parse_json(line.decode())
         json.dumps(row, ensure_ascii=False).encode()  # fails for half a pair of surrogates
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{where}: expected one JSON object per line, in UTF-8, "
                          f"found {line.decode(errors='replace')[:40]!r} ({e!s:.80})") from None
     check(isinstance(row, dict), "expected a JSON object with source and references", row)
@@ -166,8 +159,8 @@ def flags_of(name: str) -> dict[str, dict]:
     """The flags tuned for a data set: setting ("" for all) -> {flag: value}; {} without any.
 
     The flags.json of a folder holds such an object, or {"preset": "e2e"} or {"preset":
-    "forecast"} for the flags of that module. Raises InputError when it holds neither; the caller
-    checks whether the flags exist."""
+    "forecast"} for the flags of that module. Raises InputError when it holds neither. Flags and
+    their values are checked by lab.settings, as those of the command line are."""
     from data import e2e, forecast
     if name in forecast.GRAMMARS:
         return forecast.FLAGS
@@ -177,19 +170,14 @@ def flags_of(name: str) -> dict[str, dict]:
             flags = parse_json(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: expected JSON in UTF-8 ({e!s:.80})") from None
     for preset, module in (("e2e", e2e), ("forecast", forecast)):
         if flags == {"preset": preset}:
             return module.FLAGS
-    if not isinstance(flags, dict):
-        flags = {"": flags}
-    for setting, values in flags.items():
-        if not isinstance(values, dict) or not all(
-                isinstance(value, (bool, int, float, str)) for value in values.values()):
-            raise InputError(f"{path}: expected {{setting: {{flag: value}}}}, \"\" for every "
-                             f"setting, or {{\"preset\": \"e2e\" or \"forecast\"}}, "
-                             f"found {values!r:.60} for {setting!r:.30}")
+    if not isinstance(flags, dict) or not all(isinstance(v, dict) for v in flags.values()):
+        raise InputError(f"{path}: expected {{setting: {{flag: value}}}}, \"\" for every setting, "
+                         f"or {{\"preset\": \"e2e\" or \"forecast\"}}, found {flags!r:.60}")
     return flags
 
 

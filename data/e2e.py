@@ -137,7 +137,9 @@ _MR = re.compile(r"\s*(%s)\s*\[([^\[\]]+)\]\s*(?:,|$)" % "|".join(SLOTS))
 
 
 @lru_cache(maxsize=1 << 12)
-def _parse_mr(source: str) -> dict[str, str] | None:
+def parse_slots(source: str) -> dict[str, str] | None:
+    """slot -> value of a meaning representation, in the order of SLOTS; None for any other text.
+    The dictionary is shared: copy it before you change it."""
     slots, end = {}, 0
     while (match := _MR.match(source, end)) and match[1] not in slots:  # none is given twice
         slots[match[1]], end = match[2].strip(), match.end()
@@ -147,17 +149,7 @@ def _parse_mr(source: str) -> dict[str, str] | None:
 
 def has_slots(source: str) -> bool:
     """Whether a source is a meaning representation such as `name[xname], food[Fast food]`."""
-    return _parse_mr(source) is not None
-
-
-def parse_slots(source: str) -> dict[str, str]:
-    """slot -> value of a meaning representation, in the order of SLOTS. Raises InputError for any
-    other text."""
-    slots = _parse_mr(source)
-    if slots is None:
-        raise InputError(f"source {source[:80]!r}: expected slots such as name[xname], "
-                         f"eatType[pub], food[Italian] (the reward `slot` is for E2E data)")
-    return dict(slots)  # a copy: the caller may change it
+    return parse_slots(source) is not None
 
 
 @lru_cache(maxsize=1 << 14)
@@ -188,7 +180,7 @@ def _is_right(slot: str, value: str | None, text: str, found: Counter) -> bool:
 def stated(text: str, source: str) -> dict[str, bool] | None:
     """Slot -> does the text state it correctly? None when the source is no meaning
     representation."""
-    slots = _parse_mr(source)
+    slots = parse_slots(source)
     if slots is None:
         return None
     found = _mentions(text)
@@ -208,6 +200,9 @@ def slot_errors(hypotheses: list[str], sources: list[str]) -> tuple[np.ndarray, 
     errors, totals = [], []
     for text, source in zip(hypotheses, sources, strict=True):
         slots, found = parse_slots(source), _mentions(text)
+        if slots is None:
+            raise InputError(f"source {source[:80]!r}: expected slots such as name[xname], "
+                             f"eatType[pub], food[Italian] (the reward `slot` is for E2E data)")
         right = [_is_right(slot, slots.get(slot), text, found.get(slot, Counter()))
                  for slot in slots.keys() | found.keys()]
         errors.append(right.count(False))
@@ -224,9 +219,9 @@ def slot(hypotheses: list[str], references: list[list[str]], sources: list[str])
 # -------------------------------------------------------------------------------------------------
 # The converter
 
-def read_rows(path: Path) -> list[tuple[str, str, str]]:
-    """(place, mr, ref) of every line of a CSV, place as FILE:LINE. Raises InputError for a file, a
-    header, a line or a representation that is not as expected."""
+def read_rows(path: Path) -> list[tuple[str, str]]:
+    """(mr, ref) of every line of a CSV. Raises InputError for a header, a line or a representation
+    that is not as expected, OSError for a file that cannot be read."""
     rows, place = [], str(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -243,12 +238,10 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
                 if not has_slots(row["mr"]):
                     raise InputError(f"{place}: expected slots such as name[The Mill], "
                                      f"food[Italian], found {row['mr'][:60]!r}")
-                rows.append((place, row["mr"], row["ref"]))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                rows.append((row["mr"], row["ref"]))
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{place}: expected a readable CSV in UTF-8 from here on: "
                          f"{error}") from None
-    if not rows:
-        raise InputError(f"{path}:2: expected at least one line below the header")
     return rows
 
 
@@ -278,7 +271,7 @@ def _replace(text: str, name: str, token: str) -> str | None:
 def delexicalise(mr: str, ref: str) -> tuple[str, str | None, dict[str, str]]:
     """(mr with xname and xnear, its slots in the order of SLOTS; ref with them, None when a name
     is not in it; the names)."""
-    slots, names = parse_slots(mr), {}
+    slots, names = dict(parse_slots(mr)), {}
     text = " ".join(ref.split())
     named = [slot for slot in ("name", "near") if slot in slots]
     for slot in sorted(named, key=lambda slot: -len(slots[slot])):  # the longer name first
@@ -288,24 +281,22 @@ def delexicalise(mr: str, ref: str) -> tuple[str, str | None, dict[str, str]]:
     return source, text or None, dict(sorted(names.items()))
 
 
-def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[Record]], list[str]]:
-    """Rows of `read_rows` -> ({"train": records, "val": …, "test": …}, the places of references
-    that were dropped because their name or near place could not be found). Raises InputError
-    when there are too few to split."""
-    records, dropped = {}, []
-    for place, raw_mr, raw_ref in rows:
+def convert(rows: list[tuple[str, str]]) -> tuple[dict[str, list[Record]], int]:
+    """Rows of `read_rows` -> ({"train": records, "val": …, "test": …}, how many references were
+    dropped because their name or near place could not be found). Raises InputError when there are
+    too few to split."""
+    records, dropped = {}, 0
+    for raw_mr, raw_ref in rows:
         mr, ref, names = delexicalise(raw_mr, raw_ref)
         if ref is None:
-            dropped.append(place)
+            dropped += 1
             continue
         references = records.setdefault(mr, Record(mr, [], names=names)).references
         if ref not in references:
             references.append(ref)
     if len(records) <= TEST + VAL:
-        path = rows[0][0].rpartition(":")[0]
-        raise InputError(f"{path}: expected more than {TEST + VAL} different representations to "
-                         f"hold out {TEST} for test and {VAL} for validation, "
-                         f"found {len(records)}")
+        raise InputError(f"expected more than {TEST + VAL} different representations to hold out "
+                         f"{TEST} for test and {VAL} for validation, found {len(records)}")
     order = sorted(records)  # the split must not depend on the order of the files
     random.Random(SEED).shuffle(order)
     parts = {"train": order[TEST + VAL:], "val": order[TEST:TEST + VAL], "test": order[:TEST]}
@@ -313,30 +304,24 @@ def convert(rows: list[tuple[str, str, str]]) -> tuple[dict[str, list[Record]], 
 
 
 def write(parts: dict[str, list[Record]], out: Path) -> None:
-    """Writes the splits, and flags.json if there is none. Raises InputError when `out` cannot be
-    written, and rather than overwrite other records."""
+    """Writes the splits, and flags.json if there is none. Raises InputError rather than overwrite
+    other records, OSError when `out` cannot be written."""
     paths = {out / f"{part}.jsonl": records for part, records in parts.items()}
-    try:
-        for path, records in paths.items():
-            if path.exists() and load_records(str(path)) != records:
-                raise InputError(f"{path}: holds other data; expected a new --out; nothing was "
-                                 f"written")
-        out.mkdir(parents=True, exist_ok=True)
-        for path, records in paths.items():
-            save_records(records, str(path))
-        if not (out / "flags.json").exists():
-            (out / "flags.json").write_text('{"preset": "e2e"}\n', "utf-8")  # FLAGS above
-    except OSError as error:
-        raise InputError(f"--out {out}: expected a folder that can be written: {error}") from None
+    for path, records in paths.items():
+        if path.exists() and load_records(str(path)) != records:
+            raise InputError(f"{path}: holds other data; expected a new --out; nothing was written")
+    out.mkdir(parents=True, exist_ok=True)
+    for path, records in paths.items():
+        save_records(records, str(path))
+    if not (out / "flags.json").exists():
+        (out / "flags.json").write_text('{"preset": "e2e"}\n', "utf-8")  # FLAGS above
 
 
 def command(paths: list[Path], out: Path) -> None:
     rows = [row for path in paths for row in read_rows(path)]
     parts, dropped = convert(rows)
     write(parts, out)
-    places = ", ".join(dropped[:5]) + (" ..." if len(dropped) > 5 else "")
-    print(f"{len(rows)} lines read; {len(dropped)} dropped, their name or near place was not "
-          f"found" + (f": {places}" if dropped else ""))
+    print(f"{len(rows)} lines read; {dropped} dropped, their name or near place was not found")
     for part, records in parts.items():
         references = sum(len(r.references) for r in records)
         print(f"{part}: {len(records)} representations, {references} references")

@@ -12,10 +12,10 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -167,27 +167,24 @@ def rouge(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, each the best over a hypothesis' references: float64
     (N,3), in 0..1.
 
-    Equal to rouge-score's `score_multi` without stemmer. Equal pairs of texts are scored once.
-    Raises ValueError when the lists differ in length or a hypothesis has no list of references.
-    """
+    Equal to rouge-score's `score_multi` without stemmer. Raises ValueError when the lists differ in
+    length or a hypothesis has no list of references."""
     _check_references(hypotheses, references)
     if not hypotheses:
         return np.zeros((0, 3))
     numbers, texts = _number([*hypotheses, *chain.from_iterable(references)])
     counts = np.array([len(refs) for refs in references])
     hyp, ref = numbers[:len(hypotheses)].repeat(counts), numbers[len(hypotheses):]
-    pairs, index = np.unique(hyp * np.int64(len(texts)) + ref, return_inverse=True)
-    hyp, ref = np.divmod(pairs, len(texts))
     ids, starts, lengths = _cut(texts)
     size = np.maximum(1, np.maximum(lengths[hyp], lengths[ref]))
     order = np.argsort(-size, kind="stable")  # similar lengths side by side, longest first
-    scores, done = np.empty((len(pairs), 3)), 0
+    scores, done = np.empty((len(order), 3)), 0
     while done < len(order):
         part = order[done:done + max(1, _CELLS // int(size[order[done]]) ** 2)]
         h, r = hyp[part], ref[part]
         scores[part] = _rouge_pairs(ids, (starts[h], lengths[h]), (starts[r], lengths[r]))
         done += len(part)
-    return np.maximum.reduceat(scores[index], counts.cumsum() - counts)
+    return np.maximum.reduceat(scores, counts.cumsum() - counts)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -349,9 +346,6 @@ def _load_function(name: str) -> Reward:
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise InputError(f"reward {name!r}: expected {', '.join(BUILT_IN)} or module:function"
                          + _suggest(name, BUILT_IN))
-    if module_name.split(".")[0] in _OURS:
-        raise InputError(f"reward {name!r}: {module_name!r} is a module of this project; expected "
-                         f"a file of another name")
     if sys.path[0] != os.getcwd():
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
@@ -368,14 +362,13 @@ def _load_function(name: str) -> Reward:
                          + _suggest(module_name, files))
     functions = {key: value for key, value in vars(module).items() if callable(value)}
     if function_name not in functions:
-        raise InputError(f"reward {name!r}: module {module_name!r} has no function "
-                         f"{function_name!r}" + _suggest(function_name, functions))
+        raise InputError(f"reward {name!r}: {module} has no function {function_name!r}"
+                         + _suggest(function_name, functions))
 
     @_users_code(name)
     def reward(hypotheses, references, sources):
-        most = len(hypotheses) + 1  # an endless generator is refused, too
         values = functions[function_name](hypotheses, references, sources)
-        return list(islice(values, most)) if isinstance(values, Iterator) else values
+        return list(values) if isinstance(values, Iterator) else values
 
     return reward
 
@@ -394,24 +387,21 @@ def _users_code(name: str):
 
 def _check_values(name: str, values, cases: list[tuple]) -> np.ndarray:
     """What a reward returned, as float64 (n,). Raises InputError for anything but n numbers in
-    0..1 that have an order: a set has none, and a dictionary's is not that of the cases."""
+    0..1 that have an order: NumPy takes neither a set nor a dictionary for an array."""
+    returned = f"reward {name!r} returned"
     expected = f"expected {len(cases)} finite numbers in 0..1, one for each hypothesis"
-    is_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
-    array, reason = None, ""
-    if is_list or hasattr(values, "__array__"):
-        try:
-            array = np.asarray(values, np.float64)
-        except Exception as error:  # words, or a tensor that needs gradients or lies on a GPU
-            reason = f" ({' '.join(str(error).split()):.80})"
-    if array is None:
-        raise InputError(f"reward {name!r} returned {type(values).__name__}: {expected}, as a "
-                         f"list{reason}")
+    kind = type(values).__name__
+    try:
+        array = np.asarray(values, np.float64)
+    except Exception as error:  # words, a set, or a tensor that needs gradients or lies on a GPU
+        reason = " ".join(str(error).split())
+        raise InputError(f"{returned} {kind}: {expected}, as a list ({reason:.80})") from None
     if array.shape != (len(cases),):
-        raise InputError(f"reward {name!r} returned shape {array.shape}: {expected}")
+        raise InputError(f"{returned} {kind} of shape {array.shape}: {expected}")
     bad = np.flatnonzero(~((array >= -1e-6) & (array <= 1 + 1e-6)))  # NaN compares false
     if len(bad):
-        value, text = (values if is_list else array)[bad[0]], cases[bad[0]][0]
-        raise InputError(f"reward {name!r} returned {value} for the text {text!r:.60}: {expected}")
+        value, text = list(values)[bad[0]], cases[bad[0]][0]  # None is nan in the array
+        raise InputError(f"{returned} {value} for the text {text!r:.60}: {expected}")
     return array.clip(0.0, 1.0)  # rounding may step over the ends
 
 

@@ -9,10 +9,9 @@ the same bytes out) and merges across pieces.
 """
 import base64
 import json
-import os
 import re
 from collections import Counter, defaultdict
-
+from pathlib import Path
 import tiktoken
 
 # A text is cut into pieces first, and no token reaches across two of them. Python's `re` cuts
@@ -113,12 +112,9 @@ def gpt2_ranks(folder: str) -> str:
     In these files a character stands for a byte: itself if it can be printed in Latin-1, else
     one from 256 on. The ids are those of the 256 bytes, then of the merges, then of the end. Raises
     ValueError if they are not."""
-    vocab_path, merges_path = (os.path.join(folder, name) for name in ("vocab.json", "merges.txt"))
     try:
-        with open(vocab_path, encoding="utf-8") as file:
-            vocab = json.load(file)
-        with open(merges_path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        vocab = json.loads(Path(folder, "vocab.json").read_text("utf-8"))
+        lines = Path(folder, "merges.txt").read_text("utf-8").splitlines()
     except OSError as e:
         raise ValueError(f"{e.filename}: cannot be read ({e.strerror}); expected a folder with "
                          f"vocab.json and merges.txt") from None
@@ -128,7 +124,7 @@ def gpt2_ranks(folder: str) -> str:
     hidden = [byte for byte in range(256) if byte not in printed]
     byte_of = {chr(byte): byte for byte in printed}
     byte_of |= {chr(256 + n): byte for n, byte in enumerate(hidden)}
-    merges = ["".join(line.split(" ")) for line in lines if not line.startswith("#version")]
+    merges = [line.replace(" ", "") for line in lines if not line.startswith("#version")]
     tokens = [*byte_of, *merges]
     expected = {token: rank for rank, token in enumerate([*tokens, GPT2_END])}
     if vocab != expected or not byte_of.keys() >= set("".join(merges)):
@@ -163,8 +159,6 @@ class Tokenizer:
         """From the text of a ranks file, or from a folder with GPT-2's vocab.json and merges.txt.
 
         Raises ValueError when it is neither."""
-        if not isinstance(ranks, str):
-            raise ValueError(f"expected a tokenizer's ranks as text, found {type(ranks).__name__}")
         if "\n" not in ranks:
             ranks = gpt2_ranks(ranks)
         name, pattern, lines = "sorl", PATTERN, ranks.splitlines()

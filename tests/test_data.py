@@ -141,9 +141,8 @@ def test_flags_of_a_folder(folder, text, expected):
 
 
 @pytest.mark.parametrize("content", [
-    b"{", b"\xff", b"[]", b"3", b'{"lr": 1}', b'{"": [1]}', b'{"": {"lr": [1]}}', b"[" * 100_000,
-    b'{"": {"lr": null}}', b'{"preset": "gpu"}', b'{"preset": ["e2e"]}', b'"e2e"',
-    b'{"": {"lr": 1, "lr": 2}}', b'{"": {}, "": {"lr": 2}}'])
+    b"{", b"\xff", b"[]", b"3", b'{"lr": 1}', b'{"": [1]}', b"[" * 100_000, b'{"preset": "gpu"}',
+    b'{"preset": ["e2e"]}', b'"e2e"', b'{"": {"lr": 1, "lr": 2}}', b'{"": {}, "": {"lr": 2}}'])
 def test_other_flags_get_one_line(folder, content):
     (folder / "flags.json").write_bytes(content)
     with pytest.raises(InputError, match="flags.json: expected") as error:
@@ -201,10 +200,8 @@ def test_batches_that_do_not_fit_are_refused(tok, targets, statics, max_len):
 # ---- any locale
 
 SCRIPT = """
-import signal, sys, warnings
-sys.argv[0] = "-m"  # as it is while python -m data.e2e imports the package
+import sys, warnings
 import data, data.rewards, data.e2e
-assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 warnings.simplefilter("error", EncodingWarning)
 folder, out = sys.argv[1:]
 data.save_records([data.Record("日本 s", ["हिन्दी £"])], folder + "/train.jsonl")

@@ -44,7 +44,7 @@ def test_records_split_and_report(csv_file, tmp_path, capsys):
             "references": ["xname, near xnear, serves 7.", "By the river by xnear: 7, xname"],
             "names": {"xname": "The Mill", "xnear": "Café Rouge"}} in sum(parts.values(), [])
     said = capsys.readouterr().out
-    assert "1009 lines read; 1 dropped" in said and "pairs.csv:1010" in said
+    assert "1009 lines read; 1 dropped" in said
     assert "test: 200 representations" in said
     assert data.flags_of(str(out)) == e2e.FLAGS
     assert len(data.load_dataset(str(out))["train"]) == 154
@@ -91,11 +91,11 @@ ROW = 'mr,ref\n"name[Cotto], near[Avalon]","Cotto, by Avalon."\n'
 
 
 @pytest.mark.parametrize("content, says", [
-    (None, "pairs.csv: expected a readable CSV"),
+    (None, "data.e2e: [Errno 2] No such file or directory: '"),
     ("", "pairs.csv:1: expected a CSV with the columns mr and ref"),
     ("mr,text\na,b\n", "pairs.csv:1: expected a CSV with the columns mr and ref"),
     ("mr,ref,ref\na,b,c\n", "pairs.csv:1: expected a CSV with the columns mr and ref"),
-    ("mr,ref\n", "pairs.csv:2: expected at least one line"),
+    ("mr,ref\n", "expected more than 350 different representations to hold out 200"),
     (ROW + "place: Oslo,Rain.\n", "pairs.csv:3: expected slots such as"),
     (ROW + '"name[Cotto], name[Mill]",Cotto.\n', "pairs.csv:3: expected slots such as"),
     (ROW + "name[Cotto],Cotto, by the river.\n", "pairs.csv:3: expected 2 fields as in the header"),
@@ -129,6 +129,6 @@ def test_the_command_ends_as_every_command_does(tmp_path, capsys, monkeypatch, e
 
 def test_out_that_cannot_be_written_and_no_csv(csv_file, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way", "utf-8")
-    assert "expected a folder that can be written" in refused(
-        capsys, csv_file, "--out", tmp_path / "file")
+    said = refused(capsys, csv_file, "--out", tmp_path / "file")
+    assert said.startswith("data.e2e: [Errno ") and str(tmp_path / "file") in said
     assert "required: CSV" in refused(capsys, "--out", tmp_path / "out")

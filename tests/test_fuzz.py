@@ -68,7 +68,7 @@ def test_mutated_files_load_or_are_refused(tmp_path, name, content):
     assert min(outcomes.values()) > FILES // 50, outcomes
 
 
-@pytest.mark.parametrize("value", [None, [], b"x\n", float("nan"), "", "\n", "no encoding"])
-def test_tokenizers_of_other_types_are_refused(value):
+@pytest.mark.parametrize("value", ["", "\n", "no encoding", "gpt2\n"])
+def test_texts_that_are_no_tokenizer_are_refused(value):
     with pytest.raises(ValueError):
         Tokenizer.load(value)

@@ -227,18 +227,19 @@ def test_equal_cases_are_scored_once(user_module):
 
 
 @pytest.mark.parametrize("result, says", [
-    ("[0.5]", "shape (1,): expected 2"), ("[[0.5], [0.5]]", "shape (2, 1): expected 2"),
+    ("[0.5]", "list of shape (1,): expected 2"), ("[[0.5], [0.5]]", "list of shape (2, 1): exp"),
     ("[float('nan')] * 2", "nan for the text 'a': expected 2 finite numbers in 0..1"),
     ("[0.5, 1.5]", "1.5 for the text 'b'"), ("[0.5, None]", "None for the text 'b'"),
-    ("None", "NoneType: expected 2"), ("0.5", "float: expected 2"), ("'01'", "str: expected 2"),
-    ("b'01'", "bytes: expected 2"), ("['good'] * 2", "list: expected 2"),
+    ("None", "NoneType of shape ()"), ("0.5", "float of shape ()"), ("'01'", "str of shape ()"),
+    ("b'01'", "bytes of shape ()"), ("['good'] * 2", "list: expected 2"),
     ("{0.2, 0.7}", "set: expected 2 finite numbers in 0..1, one for each hypothesis, as a list"),
-    ("{'a': 0.2, 'b': 0.7}", "dict: expected 2"), ("itertools.repeat(1)", "shape (3,): expected 2"),
-    ("torch.tensor([0.5, 0.5], requires_grad=True)", "Tensor: expected 2")])
+    ("{'a': 0.2, 'b': 0.7}", "dict: expected 2"), ("{0: 0.2}.values()", "dict_values: expected 2"),
+    ("(x for x in [1])", "list of shape (1,)"), ("frozenset([1])", "frozenset: expected 2"),
+    ("torch.tensor([0.5, 0.5], requires_grad=True)", "Tensor: expected 2"),
+    ("torch.tensor([0.5, 1.5])", "1.5 for the text 'b'")])
 def test_results_are_checked(folder, result, says):
-    """None is no number, a set and a dictionary have no order, and some generators no end."""
-    (folder / "mine.py").write_text(
-        f"import itertools, torch\ndef f(h, r, s): return {result}", "utf-8")
+    """None is no number, a set and a dictionary have no order."""
+    (folder / "mine.py").write_text(f"import torch\ndef f(h, r, s): return {result}", "utf-8")
     with pytest.raises(InputError) as error:
         load_reward("mine:f")(["a", "b"], [["a"], ["b"]], ["s", "s"])
     assert str(error.value).startswith(f"reward 'mine:f' returned {says}")
@@ -271,14 +272,11 @@ def test_errors_of_the_user_are_theirs(folder, statement):
         load_reward("stops:f")(*case)
 
 
-@pytest.mark.parametrize("name", ["data", "model", "theory", "train", "lab.task"])
-def test_a_module_of_this_project_is_no_reward(folder, name):
-    """Also if the user has a file of that name: it says to call it something else."""
-    (folder / f"{name}.py").write_text("def f(h, r, s): return [1] * len(h)\n", "utf-8")
-    with pytest.raises(InputError, match="is a module of this project; expected a file of another"):
-        load_reward(f"{name}:f")
-
-
+def test_a_file_with_the_name_of_ours(folder):
+    """The line says whose module was found."""
+    (folder / "data.py").write_text("def f(h, r, s): return [1] * len(h)\n", "utf-8")
+    with pytest.raises(InputError, match="<module 'data' from '.*__init__.py'> has no function"):
+        load_reward("data:f")
 def test_a_neighbour_is_imported(folder):
     (folder / "imports_neighbour.py").write_text(
         "from a_neighbour import VALUE\nimport data.rewards\n"
@@ -295,7 +293,7 @@ def test_packages_and_installed_modules(folder):
     (folder / "pack" / "other.py").write_text("def f(h, r, s): return [1.0] * len(h)", "utf-8")
     assert load_reward("pack.part:f")(["a"], [["a"]], ["s"]) == [1]
     (folder / "statistics").mkdir()  # a folder of data hides no module
-    with pytest.raises(InputError, match="'statistics' has no function 'meen'; did you mean 'mea"):
+    with pytest.raises(InputError, match="'statistics' .* no function 'meen'; did you mean 'mean'"):
         load_reward("statistics:meen")
     load_reward("statistics:mean+math:floor")
 

@@ -46,7 +46,7 @@ def test_a_reward_that_knows_no_letter_of_the_texts_is_named_before_training(tmp
     rng = random.Random(0)
     for split in data.SPLITS:
         data.save_records(made_up(rng, 8), f"{tmp_path}/{split}.jsonl")
-    train.main(["--mode", "train", "--data", str(tmp_path), "--out", f"{tmp_path}/out", "--steps",
-                "1", "--base_steps", "1", "--n_layer", "1", "--n_embd", "16", "--batch_size", "2",
-                "--vocab_size", "300", "--kl_weight", "0", "--device", "cpu"])
+    train.main(["--settings", "masked", "--data", str(tmp_path), "--out", f"{tmp_path}/out",
+                "--steps", "1", "--base_steps", "1", "--n_layer", "1", "--n_embd", "16",
+                "--batch_size", "2", "--vocab_size", "300", "--kl_weight", "0", "--device", "cpu"])
     assert "letters" in capsys.readouterr().out
