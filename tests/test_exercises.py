@@ -30,7 +30,7 @@ import sorl as real
 import train
 from conftest import V, prompts, sorl, texts_of, tiny_model, uniform
 from data.tokenizer import Tokenizer
-from lab.task import Policy, training_texts
+from lab.task import Policy
 from model import GPT, GPTConfig, log_probs
 
 PAD, EOS, MASK = 10, 12, 13  # of the tiny vocabulary: ten words, PAD, SEP, EOS, MASK
@@ -500,7 +500,8 @@ def tiny_update():
     for i, sky in enumerate(("rain", "snow", "fog", "sun", "hail", "wind")):
         texts = [f"{sky} in Oslo, {i} knots", f"{i} knots and {sky}", f"some {sky} here"]
         records.append(data.Record(f"Oslo {sky} {i}", texts, target=texts[:2], static=texts))
-    tok = Tokenizer.train(training_texts(records), 300)
+    texts = [text for r in records for text in (r.source, *r.references, *r.target, *r.static)]
+    tok = Tokenizer.train(list(dict.fromkeys(texts)), 300)
     for seed in (0, 1):
         torch.manual_seed(seed)
         models.append(GPT(GPTConfig(tok.vocab_size, 64, 1, 2, 16)).eval())
