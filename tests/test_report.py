@@ -270,10 +270,8 @@ def test_figures_of_finished_runs(tmp_path, monkeypatch):
     ("results.json", '{"a": 1}', "results.json: expected rows in a list"),
     ("results.json", json.dumps([make_row("a"), make_row("b", fp="1")]), "row 2: fp: expected a"),
     ("results.json", json.dumps([make_row("a", reward=[1])]), "row 1: val_reward: expected a num"),
-    ("results.json", json.dumps([make_row("a", fp=10 ** 400)]), "row 1: fp: expected a number"),
     ("results.json", json.dumps([make_row("base")]), ": expected settings that sample"),
     ("full/metrics.jsonl", "", "full/metrics.jsonl: expected evaluations"),
-    ("full/metrics.jsonl", f"{LINE}\n{LINE}".replace("0.4", "NaN"), ":1: val_reward: expected"),
     ("full/metrics.jsonl", LINE + "\n7", "full/metrics.jsonl:2: step: expected a number"),
     ("full/metrics.jsonl", LINE + "\n" + "[" * 100_000, "full/metrics.jsonl:2: expected JSON"),
     ("config.json", "{}", "f.nonsense: cannot be written")])
