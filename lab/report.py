@@ -24,7 +24,7 @@ import textwrap
 import numpy as np
 
 import data
-from data import InputError, forecast
+from data import InputError
 from lab.cli import Parser, run_command
 from lab.files import read_fields, read_json, read_lines, write_text
 from lab.plots import STRONG, Panel, draw_panels
@@ -284,11 +284,10 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     tables = [tabulate(groups, COLUMNS) + f"; {machine}"]
     tables += [cost_table(curves)] if curves else []
 
-    remark = remark_on_texts(config)
-    example = "Greedy texts of two test sources:\n" + samples(texts, records[:2]) + remark
+    example = "Greedy texts of two test sources:\n" + samples(texts, records[:2])
     more = tabulate(groups, MORE_COLUMNS)
     write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example, *notes]) + "\n")
-    write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + remark + "\n")
+    write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + "\n")
     panel, drawn = panel_of(out, rows, curves), False
     try:
         if panel.lines:
@@ -342,14 +341,8 @@ def samples(texts: dict[str, list[list[str]]], records: list) -> str:
     for i, record in enumerate(records):
         lines.append(readable(record, record.source))
         lines += [f"  {name:<8} {readable(record, runs[0][i])}" for name, runs in texts.items()]
+    lines.append("(ROUGE sees no punctuation: with that reward, a final full stop may be missing.)")
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=" " * 11) for line in lines)
-
-
-def remark_on_texts(config: dict) -> str:
-    """A line below greedy texts whose missing full stop would look like a fault."""
-    if config.get("data") in forecast.GRAMMARS and config.get("reward") == "rouge":
-        return "\n(ROUGE sees no punctuation: online and offline may drop the final full stop.)"
-    return ""
 
 
 def to_open(out: str, drawn: bool) -> str:
