@@ -13,7 +13,6 @@ in these folders, test reward against FPs: the spectrum from offline to online.
 FPs are forward propagations, rows through the model, that sample or score. ± is the standard
 deviation over seeds; s.e. is the standard error of a mean of differences paired by seed.
 """
-import importlib.util
 import json
 import math
 import os
@@ -98,17 +97,6 @@ def read_rows(path: str) -> list[dict]:
         raise InputError(f"{path}: expected rows in a list, as train.py writes them")
     places = [f"{path}: row {number}" for number in range(1, len(rows) + 1)]
     return [row | read_fields(row, ROW, place) for row, place in zip(rows, places)]
-
-
-def read_predictions(folders: list[str], records: list) -> list[list[str]]:
-    """What each run wrote for the test split. Raises InputError for texts of other sources."""
-    runs = []
-    for folder in folders:
-        lines = read_lines(f"{folder}/predictions.jsonl", "source", "text")
-        if [line["source"] for line in lines] != [record.source for record in records]:
-            raise InputError(f"{folder}/predictions.jsonl: expected texts of this test split")
-        runs.append([line["text"] for line in lines])
-    return runs
 
 
 def read_curve(folders: list[str]) -> dict:
@@ -261,44 +249,38 @@ def paired(values: dict, others: dict) -> str:
 # The report of a comparison, and of a sweep
 
 def compare_report(out: str, rows: list[dict], records: list, machine: str, seeds: tuple) -> str:
-    """What compare prints. Writes OUT/report.txt, outputs.txt, and last compare.png.
+    """What compare prints. Writes OUT/report.txt, outputs.txt and compare.png. Raises InputError.
 
     rows:    of results.json, which is written already
     records: the test split
     machine, seeds: where it ran, in words; what --seeds gave, empty without it
-
-    A run's file that cannot be read, or a figure that cannot be drawn, is a note in the text.
-    Raises InputError if report.txt or outputs.txt cannot be written.
     """
-    config, folders = config_of(out), folders_of(out, rows, seeds)
-    groups, curves, texts, notes = by_name(rows), {}, {}, []
-    for name, runs in folders.items():
-        try:
-            if name != "base":
-                curves[name] = read_curve(runs)
-            texts[name] = read_predictions(runs, records)
-            groups[name] = [row | {"facts": facts_of(run, records)}
-                            for row, run in zip(groups[name], texts[name])]
-        except InputError as error:
-            notes.append(f"note: {error}; parts of {name} are left out")
-    tables = [tabulate(groups, COLUMNS) + f"; {machine}"]
+    groups, folders = by_name(rows), folders_of(out, rows, seeds)
+    curves = {name: read_curve(runs) for name, runs in folders.items() if name != "base"}
+    texts, notes = {}, []
+    for name, group in groups.items():
+        if lost := diverged(group):
+            notes.append(f"note: {name} {lost}; its texts and facts are left out")
+            continue
+        texts[name] = [[line["text"] for line in read_lines(f"{run}/predictions.jsonl", "text")]
+                       for run in folders[name]]
+        groups[name] = [row | {"facts": facts_of(run, records)}
+                        for row, run in zip(group, texts[name])]
+    tables = [tabulate(groups, COLUMNS) + f"; {machine}", *notes]
     tables += [cost_table(curves)] if curves else []
-
     example = "Greedy texts of two test sources:\n" + samples(texts, records[:2])
     more = tabulate(groups, MORE_COLUMNS)
-    write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example, *notes]) + "\n")
+    write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example]) + "\n")
     write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + "\n")
-    panel, drawn = panel_of(out, rows, curves), False
-    try:
-        if panel.lines:
-            draw_panels(f"{out}/compare.png", [panel])
-            drawn = True
-    except InputError as error:
-        notes.append(f"note: {error}")
-    best = best_first(groups)[0]
-    run = folders[best][np.argmax([mean_reward([row]) for row in groups[best]])]
-    end = [advice(groups), to_open(out, drawn), to_try(run, config)]
-    return "\n\n".join([*tables, example, *notes, "\n".join(end)])
+    draw_panels(f"{out}/compare.png", [panel_of(out, rows, curves)])
+    best = folders[best_first(groups)[0]][0]
+    return "\n\n".join([*tables, example, advice(groups) + "\n" + what_next(out, best)])
+
+
+def diverged(rows: list[dict]) -> str:
+    """Which runs of a group diverged, in words; "" if none did."""
+    lost = [str(row["seed"]) for row in rows if row["val_reward"] is None]
+    return f"diverged with seed {', '.join(lost)}" if lost else ""
 
 
 def mean_reward(rows: list[dict]) -> float:
@@ -345,44 +327,31 @@ def samples(texts: dict[str, list[list[str]]], records: list) -> str:
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=" " * 11) for line in lines)
 
 
-def to_open(out: str, drawn: bool) -> str:
-    """The files that were written; and the page, if this copy of the project has it."""
-    lines = [f"{out}/compare.png  reward against forward propagations"] if drawn else []
-    lines += [f"{out}/report.txt   all of this, and more columns",
-              f"{out}/outputs.txt  test sources with every setting's text"]
-    if importlib.util.find_spec("lab.page"):
-        lines.append(f"python -m lab.page {shlex.quote(out)}   writes a page that shows the method")
-    return "Open   " + "\n       ".join(lines)
-
-
-def to_try(run: str, config: dict) -> str:
-    """The next commands: with the run to take, and on the same data with the same reward."""
-    name = str(config.get("data", Config.data))
-    other = f"--vary p_m 0.1 0.4 --settings masked --data {shlex.quote(name)} --out out/vary"
-    if name == "forecast":
-        other = "--data forecast2 --out out/forecast2"
-    usual = data.flags_of(name).get("", {}).get("reward", Config.reward)
-    reward = str(config.get("reward", usual))
-    other += f" --reward {shlex.quote(reward)}" if reward != usual else ""
+def what_next(out: str, best: str) -> str:
+    """The files that were written, and the next commands: with the weights of a run, `best`, and
+    on the same data with the same reward."""
+    config = config_of(out)
+    same = shlex.join(["--data", config["data"], "--reward", config["reward"]])
     return f"""\
-Next   python train.py --mode sample --init {shlex.quote(run)}/best.pt
-       python train.py {other}"""
+Open   {out}/compare.png  reward against forward propagations
+       {out}/report.txt   all of this, and more columns
+       {out}/outputs.txt  test sources with every setting's text
+Next   python -m lab.page {shlex.quote(out)}   writes a page that shows the method
+       python train.py --mode sample --init {shlex.quote(best)}/best.pt
+       python train.py --vary p_m 0.1 0.4 --settings masked {same} --out out/vary"""
 
 
 def vary_report(out: str, flag: str, rows: list[dict]) -> str:
     """The table of a sweep, also in OUT/vary-FLAG.txt. The rows are those of vary-FLAG.json, which
-    is written already. Raises InputError if the table cannot be written."""
+    is written already. Raises InputError."""
     groups, notes = by_name(rows, lambda row: f"{row['name']}-{flag}_{row['value']}"), []
     for run, group in groups.items():
-        if lost := [str(row["seed"]) for row in group if row["val_reward"] is None]:
-            notes.append(f"note: {run} diverged with seed {', '.join(lost)}")
-        try:
-            curve = read_curve([f"{out}/seed{row['seed']}/{run}" for row in group])
-            if at := first_reach(curve, LEVEL):
-                groups[run] = [row | {"reach_fp": at["fp"], "reach_seconds": at["seconds"]}
-                               for row in group]
-        except InputError as error:
-            notes.append(f"note: {error}")
+        if lost := diverged(group):
+            notes.append(f"note: {run} {lost}")
+        curve = read_curve([f"{out}/seed{row['seed']}/{run}" for row in group])
+        if at := first_reach(curve, LEVEL):
+            groups[run] = [row | {"reach_fp": at["fp"], "reach_seconds": at["seconds"]}
+                           for row in group]
     columns = {key: COLUMNS[key] for key in COLUMNS if key not in ("p_m", "K", "refresh", "reuse")}
     columns["value"] = (flag, "{}", "")
     text = "\n".join([tabulate(groups, columns), *notes])

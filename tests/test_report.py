@@ -1,5 +1,4 @@
 """Tables and figures: hand-worked values, files that cannot be trusted, figures that fail."""
-import importlib.util
 import json
 import os
 import subprocess
@@ -138,7 +137,10 @@ def test_compare_report(tmp_path, seeds):
     assert "full stop may be missing" in text and "full stop may be missing" in outputs
     assert all(outputs.count(f"\n  {name} ") == len(RECORDS) for name in NAMES)
     folder = f"{tmp_path}/seed1/full" if seeds else f"{tmp_path}/full"
-    assert report.read_predictions([folder], RECORDS) == [TEXTS]
+    with open(f"{folder}/predictions.jsonl", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    assert [(line["source"], line["text"]) for line in lines] == [
+        (record.source, text) for record, text in zip(RECORDS, TEXTS)]
     with open(f"{folder}/predictions.txt", encoding="utf-8") as file:
         assert file.read().split("\n")[1:4] == ["  " + FACTS.format("Øslo", 4),
                                                 RECORDS[1].source, "  Å text"]
@@ -146,39 +148,39 @@ def test_compare_report(tmp_path, seeds):
     assert len(opened) >= 3 and all(map(os.path.exists, opened))
 
 
-def test_files_that_fail_cost_what_needs_them(tmp_path):
-    """Texts of other sources, a broken line, a missing file, a figure that is not written: one note
-    each, and the rest of the report. A text that cannot be written is an error."""
-    rows = make_comparison(tmp_path)
-    report.write_predictions(f"{tmp_path}/tail", RECORDS[::-1], TEXTS)
-    (tmp_path / "masked/predictions.jsonl").write_text('{"source": "Oslo | 3"}\n')
-    os.remove(tmp_path / "mle/metrics.jsonl")
-    os.mkdir(tmp_path / "compare.png")
-    text = compare(tmp_path, rows)
-    mle, tail, masked, figure = [line for line in text.splitlines() if line.startswith("note: ")]
-    assert f"{tmp_path}/mle/metrics.jsonl: expected JSON with step, fp" in mle
-    assert f"{tmp_path}/tail/predictions.jsonl: expected texts of this test split" in tail
-    assert f"{tmp_path}/masked/predictions.jsonl:1: text: expected text, found None" in masked
-    assert f"{tmp_path}/compare.png: cannot be written" in figure
-    assert "compare.png" not in text[text.index("Open "):]
-    cost, example = text[text.index("Cost until"):].split("Greedy texts")
-    assert "\nmasked " in cost and "\ntail " in cost and "\nmle " not in cost
-    assert "  base " in example and "  tail " not in example and "  masked " not in example
-    with pytest.raises(InputError, match="none/report.txt: cannot be written"):
-        compare(tmp_path / "none", rows)
-
-
-@pytest.mark.parametrize("config, command, page", [
-    (dict(data="forecast"), "--data forecast2 --out out/forecast2", True),
-    (dict(data="a b"), "--data 'a b' --out out/vary", False),
-    (dict(data="forecast2", reward="my:own"), "forecast2 --out out/vary --reward my:own", False)])
-def test_what_to_open_and_to_try(tmp_path, monkeypatch, config, command, page):
-    """The page if lab/page.py is there; the best run, the same data and reward."""
-    rows = make_comparison(tmp_path, (0, 1), **config)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: page and name == "lab.page")
+def test_a_setting_that_diverged_is_a_row_and_a_note(tmp_path):
+    """It has no texts; its curve, up to where it diverged, stays."""
+    rows = make_comparison(tmp_path, (0, 1))
+    next(row for row in rows if (row["name"], row["seed"]) == ("tail", 1))["val_reward"] = None
+    os.remove(tmp_path / "seed1/tail/predictions.jsonl")
     text = compare(tmp_path, rows, (0, 1))
-    assert text.endswith(command) and f"--init {tmp_path}/seed0/online/best.pt\n" in text
-    assert (f"python -m lab.page {tmp_path}" in text) == page
+    tables, example = text.split("Greedy texts")
+    assert "\nnote: tail diverged with seed 1; its texts and facts are left out\n" in tables
+    assert tables.count("\ntail ") == 2 and "  base " in example and "  tail " not in example
+
+
+@pytest.mark.parametrize("broken, content, expected", [
+    ("mle/metrics.jsonl", "", "mle/metrics.jsonl: expected evaluations"),
+    ("tail/predictions.jsonl", "{}", "tail/predictions.jsonl:1: text: expected text, found None"),
+    ("report.txt.tmp", None, "report.txt: cannot be written"),
+    ("compare.png", None, "compare.png: cannot be written")])
+def test_a_report_that_fails_is_one_line(tmp_path, broken, content, expected):
+    """Broken lines, and folders (None) where files are to be written."""
+    rows = make_comparison(tmp_path)
+    if content is None:
+        os.mkdir(tmp_path / broken)
+    else:
+        (tmp_path / broken).write_text(content)
+    with pytest.raises(InputError, match=expected):
+        compare(tmp_path, rows)
+
+
+def test_what_to_open_and_to_try(tmp_path):
+    """The best run; the same data and reward, as a shell reads them."""
+    rows = make_comparison(tmp_path, (0, 1), data="a b", reward="my:own")
+    text = compare(tmp_path, rows, (0, 1))
+    assert text.endswith("--settings masked --data 'a b' --reward my:own --out out/vary")
+    assert f"--init {tmp_path}/seed0/online/best.pt\n" in text
 
 
 def test_advice_names_the_best_setting_and_the_cheapest_with_half_of_its_gain():
