@@ -385,16 +385,12 @@ def panel_of(out: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
 
 def spectrum(rows: list[dict]) -> Panel:
     """Sweeps of p_m as a panel: one line per setting, means over seeds, p_m beside each point."""
-    groups = {}
-    for row in rows:
-        if row["fp"] > 0 and row["p_m"] is not None and row["test_reward"] is not None:
-            points = groups.setdefault(row["name"], {})
-            points.setdefault(row["p_m"], []).append((row["fp"], row["test_reward"]))
     lines = {}
-    for name, points in groups.items():
-        values = sorted(points)
-        means = np.array([np.mean(points[p_m], 0) for p_m in values])
-        lines[name] = means, [f"{p_m:g}" for p_m in values]
+    for name, group in by_name([row for row in rows if row["test_reward"] is not None]).items():
+        runs = sorted(by_name(group, lambda row: row["p_m"]).items())
+        means = [[np.mean([row[key] for row in same]) for key in ("fp", "test_reward")]
+                 for _, same in runs]
+        lines[name] = np.array(means), [f"{p_m:g}" for p_m, _ in runs]
     return Panel("from offline to online, by p_m", "test reward of greedy texts", lines)
 
 
