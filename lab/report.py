@@ -115,12 +115,6 @@ def read_curve(folders: list[str]) -> dict:
     return means | {"runs": curves}
 
 
-def config_of(out: str) -> dict:
-    """What OUT/config.json says of a comparison; {} if it is not there. Raises InputError."""
-    config = read_json(f"{out}/config.json")
-    return config if isinstance(config, dict) else {}
-
-
 def folders_of(out: str, rows: list[dict], seeds: tuple) -> dict[str, list[str]]:
     """Setting -> the folders of its runs; `seeds` is empty without --seeds."""
     return {name: [f"{out}/seed{row['seed']}/{name}" if seeds else f"{out}/{name}" for row in group]
@@ -255,6 +249,7 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     records: the test split
     machine, seeds: where it ran, in words; what --seeds gave, empty without it
     """
+    config = read_json(f"{out}/config.json")
     groups, folders = by_name(rows), folders_of(out, rows, seeds)
     curves = {name: read_curve(runs) for name, runs in folders.items() if name != "base"}
     texts, notes = {}, []
@@ -272,9 +267,9 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     more = tabulate(groups, MORE_COLUMNS)
     write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example]) + "\n")
     write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + "\n")
-    draw_panels(f"{out}/compare.png", [panel_of(out, rows, curves)])
+    draw_panels(f"{out}/compare.png", [panel_of(config["data"], rows, curves)])
     best = folders[best_first(groups)[0]][0]
-    return "\n\n".join([*tables, example, advice(groups) + "\n" + what_next(out, best)])
+    return "\n\n".join([*tables, example, advice(groups) + "\n" + what_next(out, best, config)])
 
 
 def diverged(rows: list[dict]) -> str:
@@ -327,10 +322,9 @@ def samples(texts: dict[str, list[list[str]]], records: list) -> str:
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=" " * 11) for line in lines)
 
 
-def what_next(out: str, best: str) -> str:
+def what_next(out: str, best: str, config: dict) -> str:
     """The files that were written, and the next commands: with the weights of a run, `best`, and
     on the same data with the same reward."""
-    config = config_of(out)
     same = shlex.join(["--data", config["data"], "--reward", config["reward"]])
     return f"""\
 Open   {out}/compare.png  reward against forward propagations
@@ -362,20 +356,18 @@ def vary_report(out: str, flag: str, rows: list[dict]) -> str:
 # -------------------------------------------------------------------------------------------------
 # Figures
 
-def panel_of(out: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
-    """A comparison as a panel. mle, which samples with no FP, has no place on the axis."""
+def panel_of(name: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
+    """A comparison on the data `name` as a panel. mle, which samples with no FP, has no place on
+    the axis."""
     lines = {}
-    for name, curve in curves.items():
+    for setting, curve in curves.items():
         points = np.stack([curve["fp"], curve["val_reward"]], 1)[curve["fp"] > 0]
         if len(points):
-            lines[name] = points, ()
-    title = os.path.basename(str(config_of(out).get("data", out)).rstrip("/"))
+            lines[setting] = points, ()
     ran = len({row["seed"] for row in rows})
-    title += f", mean of {ran} seeds" if ran > 1 else ""
-    panel = Panel(title, "reward of greedy texts, validation", lines)
-    base = [row["val_reward"] for row in rows if row["name"] == "base"]
-    if base and None not in base:
-        panel.base = np.mean(base)
+    title = os.path.basename(name.rstrip("/")) + (f", mean of {ran} seeds" if ran > 1 else "")
+    base = mean_reward(by_name(rows)["base"])
+    panel = Panel(title, "reward of greedy texts, validation", lines, base)
     reached = {name: at["fp"] for name in STRONG if name in lines
                and (at := first_reach(curves[name], LEVEL)) and at["fp"]}
     if min(reached.values(), default=0) < reached.get("online", 0):
@@ -402,18 +394,15 @@ def panels_of(folders: list[str]) -> list[Panel]:
     panels, sweeps = [], []
     for out in folders:
         rows, sweep = read_rows(f"{out}/results.json"), read_rows(f"{out}/vary-p_m.json")
-        if not rows + sweep:
-            raise InputError(f"{out}: expected results.json or vary-p_m.json of train.py")
+        config = read_json(f"{out}/config.json")
+        if not config or not rows + sweep:
+            raise InputError(f"{out}: expected config.json, and results.json or vary-p_m.json, of "
+                             f"a comparison by train.py")
         sweeps += sweep
-        seeds = [row["seed"] for row in rows
-                 if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
-        curves = {name: read_curve(runs) for name, runs in folders_of(out, rows, seeds).items()
-                  if name != "base"}
-        panels += [panel_of(out, rows, curves)] if rows else []
-    panels += [spectrum(sweeps)] if sweeps else []
-    if not all(panel.lines for panel in panels):
-        raise InputError(f"{', '.join(folders)}: expected settings that sample")
-    return panels
+        curves = {name: read_curve(runs)
+                  for name, runs in folders_of(out, rows, config["seeds"]).items()}
+        panels += [panel_of(config["data"], rows, curves)] if rows else []
+    return panels + ([spectrum(sweeps)] if sweeps else [])
 
 
 def command(argv: list[str]) -> None:

@@ -45,7 +45,7 @@ def make_comparison(out, seeds=(), names=NAMES, **config):
             write_curve(folder, rewards, fp={"online": 5000, "mle": 0}.get(name, 50))
             report.write_predictions(folder, RECORDS, TEXTS)
             rows.append(make_row(name, seed, max(rewards) - .01 * seed))
-    config = {"data": "some/weather", "reward": "rouge"} | config
+    config = {"data": "some/weather", "reward": "rouge", "seeds": seeds} | config
     (out / "results.json").write_text(json.dumps(rows))
     (out / "config.json").write_text(json.dumps(config))
     return rows
@@ -266,16 +266,16 @@ def test_figures_of_finished_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file, content, expected", [
-    ("results.json", None, ": expected results.json or vary-p_m.json"),
+    ("results.json", None, ": expected config.json, and results.json or vary-p_m.json"),
+    ("config.json", None, ": expected config.json, and results.json or vary-p_m.json"),
     ("results.json", "{", "results.json: expected JSON"),
     ("results.json", '{"a": 1}', "results.json: expected rows in a list"),
     ("results.json", json.dumps([make_row("a"), make_row("b", fp="1")]), "row 2: fp: expected a"),
     ("results.json", json.dumps([make_row("a", reward=[1])]), "row 1: val_reward: expected a num"),
-    ("results.json", json.dumps([make_row("base")]), ": expected settings that sample"),
     ("full/metrics.jsonl", "", "full/metrics.jsonl: expected evaluations"),
     ("full/metrics.jsonl", LINE + "\n7", "full/metrics.jsonl:2: step: expected a number"),
     ("full/metrics.jsonl", LINE + "\n" + "[" * 100_000, "full/metrics.jsonl:2: expected JSON"),
-    ("config.json", "{}", "f.nonsense: cannot be written")])
+    ("full/predictions.jsonl", "", "f.nonsense: cannot be written")])
 def test_bad_files_are_one_line(tmp_path, capsys, file, content, expected):
     make_comparison(tmp_path)
     os.remove(tmp_path / file)
