@@ -27,7 +27,6 @@ from data import InputError
 from lab.cli import Parser, run_command
 from lab.files import read_fields, read_json, read_lines, write_text
 from lab.plots import STRONG, Panel, draw_panels
-from lab.settings import Config
 
 ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "reuse", "seed", "val_reward",
        "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
@@ -185,19 +184,15 @@ def first_reach(curve: dict, level: float) -> dict | None:
     return median if math.isfinite(median["step"]) else None
 
 
-def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
-    """The reward at which costs are compared, and what it is."""
-    highest = {name: curve["val_reward"].max() for name, curve in curves.items()}
-    name = "online" if "online" in curves else max(highest, key=highest.get)
-    reward = curves[name]["val_reward"]
-    if reward.max() >= LEVEL:
-        return LEVEL, "a fixed level"
-    return reward[-1] - MARGIN, f"{name}'s last less {MARGIN}"
-
-
 def cost_table(curves: dict[str, dict]) -> str:
-    """What each setting has spent when its validation reward first reaches one level."""
-    level, origin = matched_level(curves)
+    """What each setting has spent when its validation reward first reaches one level: LEVEL, or if
+    online (without it, the best) does not get there, what that has at the end, less MARGIN."""
+    best = max(curves, key=lambda name: curves[name]["val_reward"].max())
+    aim = "online" if "online" in curves else best
+    reward = curves[aim]["val_reward"]
+    level, origin = LEVEL, "a fixed level"
+    if reward.max() < LEVEL:
+        level, origin = reward[-1] - MARGIN, f"{aim}'s last less {MARGIN}"
     reached = {name: first_reach(curve, level) for name, curve in curves.items()}
     online = reached.get("online")
     median = ", median over seeds" if any(len(c["runs"]) > 1 for c in curves.values()) else ""
@@ -389,28 +384,26 @@ def spectrum(rows: list[dict]) -> Panel:
 # -------------------------------------------------------------------------------------------------
 # Command line
 
-def panels_of(folders: list[str]) -> list[Panel]:
-    """One panel for each comparison, and one for all sweeps of p_m. Raises InputError."""
-    panels, sweeps = [], []
-    for out in folders:
-        rows, sweep = read_rows(f"{out}/results.json"), read_rows(f"{out}/vary-p_m.json")
-        config = read_json(f"{out}/config.json")
-        if not config or not rows + sweep:
-            raise InputError(f"{out}: expected config.json, and results.json or vary-p_m.json, of "
-                             f"a comparison by train.py")
-        sweeps += sweep
-        curves = {name: read_curve(runs)
-                  for name, runs in folders_of(out, rows, config["seeds"]).items()}
-        panels += [panel_of(config["data"], rows, curves)] if rows else []
-    return panels + ([spectrum(sweeps)] if sweeps else [])
-
-
 def command(argv: list[str]) -> None:
+    """One panel for each comparison, and one for all sweeps of p_m."""
     parser = Parser(prog="lab.report", allow_abbrev=False)
     parser.add_argument("out", nargs="+", help="folders of comparisons or of sweeps of p_m")
     parser.add_argument("--figure", required=True, help="the file to write, such as spectrum.png")
     args = parser.parse_args(argv)
-    draw_panels(args.figure, panels_of(args.out))
+    panels, sweeps = [], []
+    for out in args.out:
+        rows, sweep = read_rows(f"{out}/results.json"), read_rows(f"{out}/vary-p_m.json")
+        config = read_json(f"{out}/config.json")
+        if not config or not rows + sweep:
+            raise InputError(f"{out}: expected config.json, and results.json or vary-p_m.json")
+        if rows:
+            folders = folders_of(out, rows, config["seeds"])
+            curves = {name: read_curve(runs) for name, runs in folders.items()}
+            panels.append(panel_of(config["data"], rows, curves))
+        sweeps += sweep
+    if sweeps:
+        panels.append(spectrum(sweeps))
+    draw_panels(args.figure, panels)
     print(f"wrote {args.figure}")
 
 
