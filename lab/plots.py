@@ -107,7 +107,6 @@ def draw_panel(axis, panel: Panel) -> None:
         axis.axhline(panel.base, **style("base") | dict(marker=""), label="base")
     low, high = axis.get_ylim()
     axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-    axis.set_ylim(low, high)
     if panel.saving:
         level, left, right = panel.saving
         top = high + 0.2 * (high - low)  # room for the arrow

@@ -225,15 +225,6 @@ def facts_of(texts: list[str], records: list) -> float | None:
     return np.mean([all(facts.values()) for facts in stated if facts]) if any(stated) else None
 
 
-def paired(values: dict, others: dict) -> str:
-    """Two times seed -> value: their mean difference over common seeds, with its standard error."""
-    d = np.array([values[seed] - others[seed] for seed in values if seed in others])
-    if not len(d):
-        return "-"
-    error = f"s.e. {d.std(ddof=1) / math.sqrt(len(d)):.3f}" if len(d) > 1 else "one seed, no s.e."
-    return f"{d.mean():+.3f} ({error})"
-
-
 # -------------------------------------------------------------------------------------------------
 # The report of a comparison, and of a sweep
 
@@ -256,8 +247,7 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
                        for run in folders[name]]
         groups[name] = [row | {"facts": facts_of(run, records)}
                         for row, run in zip(group, texts[name])]
-    tables = [tabulate(groups, COLUMNS) + f"; {machine}", *notes]
-    tables += [cost_table(curves)] if curves else []
+    tables = [tabulate(groups, COLUMNS) + f"; {machine}", *notes, cost_table(curves)]
     example = "Greedy texts of two test sources:\n" + samples(texts, records[:2])
     more = tabulate(groups, MORE_COLUMNS)
     write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example]) + "\n")
@@ -296,9 +286,13 @@ def advice(groups: dict[str, list[dict]]) -> str:
         return f"Take   {base}: no setting has a higher validation reward"
     lines = [f"Take   {best}: the highest validation reward, {reward[best]:.3f}, "
              f"for {cost[best]:,.0f} FPs"]
-    by_seed = [{row["seed"]: row["val_reward"] for row in groups[name]
-                if row["val_reward"] is not None} for name in (best, others[0])]
-    lines.append(f"       against {others[0]}, the next: {paired(*by_seed)}")
+    others_reward = {row["seed"]: row["val_reward"] for row in groups[others[0]]}
+    lead = np.array([row["val_reward"] - others_reward[row["seed"]] for row in groups[best]
+                     if row["seed"] in others_reward])
+    error = "one seed, no s.e."
+    if len(lead) > 1:
+        error = f"s.e. {lead.std(ddof=1) / math.sqrt(len(lead)):.3f}"
+    lines.append(f"       against {others[0]}, the next: {lead.mean():+.3f} ({error})")
     half = (reward[base] + reward[best]) / 2
     cheapest = min((name for name in groups if reward[name] >= half), key=cost.get)
     if cheapest != best:
