@@ -52,7 +52,7 @@ def read_course(folder: str, name: str) -> dict:
 
 def choose_settings(rows: list[dict]) -> list[str]:
     """Of the settings within .02 of the best validation reward, the dearest and the cheapest."""
-    paid = [row for row in rows if row["fp"] and not row["diverged"]]
+    paid = [row for row in rows if row["fp"] and row["val_reward"] is not None]
     level = max((row["val_reward"] for row in paid), default=0) - 0.02
     reached = [row for row in paid if row["val_reward"] >= level]
     ends = [of(reached, key=lambda row: row["fp"])["name"] for of in (max, min) if reached]
@@ -62,7 +62,7 @@ def choose_settings(rows: list[dict]) -> list[str]:
 def why_not_live(policy: Policy, records: list[data.Record]) -> str | None:
     """Why the page does not run the models; None if it does."""
     size = sum(p.numel() for p in policy.model.parameters())
-    if size > LARGEST or policy.tok.is_gpt2:
+    if size > LARGEST:
         return f"a page runs {LARGEST:,} parameters at most, not {size:,}, nor GPT-2's tokens"
     return blind_to("rouge", [r.references for r in records])
 
