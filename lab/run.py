@@ -277,12 +277,13 @@ def show(run: Run, progress: Progress, row: dict) -> bool:
 
 class Stop:
     """Ctrl-C, SIGTERM, SIGHUP: the first asks the loop to stop after the update that runs, the
-    second leaves at once."""
+    second leaves at once. One that is ignored, as nohup does, stays so."""
     SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
     asked = False
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.ask) for number in self.SIGNALS}
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self.ask) for number in heard}
         return self
 
     def __exit__(self, *_):
