@@ -121,10 +121,12 @@ def lock_folders(folders, locks: ExitStack) -> None:
 
 
 def begin_folder(folder: str, config: dict) -> None:
-    """Remove what an earlier run has left, because results must not outlive it."""
-    for name in FILES:
-        with suppress(FileNotFoundError):
-            os.remove(f"{folder}/{name}")
+    """Remove what an earlier run has left, because results must not outlive it; --init's file, which
+    may lie there, is replaced later."""
+    for path in (f"{folder}/{name}" for name in FILES):
+        if os.path.realpath(path) != os.path.realpath(config["init"]):
+            with suppress(FileNotFoundError):
+                os.remove(path)
     write_json(config, f"{folder}/config.json")
 
 
