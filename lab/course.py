@@ -10,6 +10,7 @@ train.py, points are read from EXERCISES.md, the checks are those of tests/test_
 import argparse
 import ast
 import csv
+import dis
 import importlib
 import io
 import json
@@ -117,7 +118,8 @@ def instructions_of(source, function: str):
     """Of a function in a source text, without docstring, layout and the names of variables."""
     for code in compile(source, "source", "exec", optimize=2).co_consts:
         if getattr(code, "co_name", "") == function:
-            return code.co_code, code.co_names
+            nothing = bytes((dis.opmap["NOP"], 0))  # what is left of a docstring
+            return code.co_code.replace(nothing, b""), code.co_names
 
 
 def in_words(error: BaseException, name: str, source: bytes) -> str:
@@ -133,8 +135,7 @@ def in_words(error: BaseException, name: str, source: bytes) -> str:
     return "".join(filter(str.isprintable, said.splitlines()[0][:300]))
 
 
-# Per check: seconds of the processor (it needs one or two), seconds by the clock, bytes of memory.
-SECONDS, WALL, MEMORY = 5, 60, 4 * 2 ** 30
+SECONDS, WALL, MEMORY = 5, 60, 4 * 2 ** 30  # per check: of the processor, by the clock; bytes
 NO_ANSWER = "no answer: does it loop for ever, or end the program?"
 
 
@@ -259,8 +260,7 @@ FREE = set(flags_of(Config)) - NOT_TUNING - BASE - {"eval_every"} | {"setting", 
 
 def secret_data(secret: int, folder: str) -> None:
     """A forecast data set that nobody has tuned on, as JSONL, with forecast's tuned flags."""
-    known = forecast.GRAMMARS
-    known["secret"] = replace(known["forecast"], seed=f"leaderboard {secret}")
+    forecast.GRAMMARS["secret"] = replace(forecast.GRAMMARS["forecast"], seed=f"secret {secret}")
     os.mkdir(folder)
     for split, records in forecast.generate("secret").items():
         data.save_records(records, f"{folder}/{split}.jsonl")
@@ -303,9 +303,8 @@ def leaderboard(paths: list[str], secret: int) -> None:
             words = ["--settings", setting, *(f"--{name}={flags[name]}" for name in flags), *same]
             try:
                 for seed in SEEDS:
-                    base = f"{home}/ours/seed{seed}/base/best.pt"
-                    out = f"{home}/{number}/seed{seed}"
-                    run_training([*words, "--seed", seed, "--init", base, "--out", out], sorl)
+                    more = ["--seed", seed, "--init", f"{home}/ours/seed{seed}/base/best.pt"]
+                    run_training([*words, *more, "--out", f"{home}/{number}/seed{seed}"], sorl)
                 runs[path] = [f"{home}/{number}/seed{seed}/{setting}" for seed in SEEDS]
             except InputError as e:
                 print(f"{path}: {e}", flush=True)

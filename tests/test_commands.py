@@ -239,7 +239,7 @@ def test_a_run_that_diverges_in_a_sweep_does_not_keep_the_others(folder, tmp_pat
     for _ in range(2):
         train_only(words)
         rows = {row["value"]: row for row in read_rows(tmp_path, f"vary-{flag}.json")}
-        assert [*rows] == [*values] and rows["1e-3"]["val_reward"]
+        assert [*rows] == [*values] and rows["1e-3"]["val_reward"] is not None
         assert rows["1e30"]["val_reward"] is rows["1e30"]["test_reward"] is None
         line = f"{name}-{flag}_1e30: the loss is not finite at step 2; try a smaller --{flag}"
         assert capsys.readouterr().out.count(line) == 1
