@@ -173,6 +173,8 @@ def update(run: Run, batches: Batches) -> list[dict]:
         with autocast(run.policy.device):
             value, log = loss(run, batches, i)
         (value / run.cfg.accumulate).backward()
+        if logs:
+            logs[-1].pop("logits", None)  # the last batch's are diagnosed, the others' only stay
         logs.append(log)
     processes.average_gradients(model)
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -225,7 +227,7 @@ def fit(run: Run, task: Task, name: str) -> None:
             run.log(row)
             stop.asked |= show(run, progress, row)
             stopping = processes.total({"asked": stop.asked}, run.policy.device)["asked"] > 0
-            if stopping or run.step % cfg.save_every == 0:
+            if stopping or run.done < 1 and run.step % cfg.save_every == 0:
                 run.save()
             if stopping:
                 again = "the same command without --anew" if cfg.anew else "the same command"
@@ -257,7 +259,7 @@ def train_base(cfg: Config, folder: str, task: Task, only: bool) -> Policy | Non
     try:
         fit(run, task, "base")
     except Diverged as e:
-        processes.first(evaluate.write_diverged_row, folder, cfg, "base", run.step)
+        processes.first(evaluate.write_diverged_row, folder, cfg, "base", run)
         if only:
             raise
         return task.note(str(e))
@@ -270,7 +272,7 @@ def train_base(cfg: Config, folder: str, task: Task, only: bool) -> Policy | Non
 def train_setting(cfg: Config, folder: str, base: Policy | None, task: Task) -> None:
     """Train one setting from its base, and test it. If it or its base diverges, it gets a row that
     says so, and the others run."""
-    step = 0
+    run = None
     if base:
         task.note_ranking(cfg)
         base.model.eval().pushed.zero_()
@@ -283,8 +285,7 @@ def train_setting(cfg: Config, folder: str, base: Policy | None, task: Task) -> 
             return
         except Diverged as e:
             task.note(str(e))
-            step = run.step
-    processes.first(evaluate.write_diverged_row, folder, cfg, cfg.setting, step)
+    processes.first(evaluate.write_diverged_row, folder, cfg, cfg.setting, run)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -298,6 +299,10 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
     if seeds and "seed" in given:
         raise InputError("--seed: given beside --seeds; expected one of them")
     varied, values = variants(given.get("vary", ()))
+    if varied in given:
+        raise InputError(f"--{varied}: given beside --vary {varied}; expected one of them")
+    if given.get("quick") and "settings" in given:
+        raise InputError("--quick: given beside --settings; expected one of them")
     configs = [(word, make_config(given | flags, name))
                for name in SETTINGS if name in names for word, flags in values.items()]
     unused = [unused_flags(cfg, given) for _, cfg in configs]

@@ -6,8 +6,8 @@ An update takes n batches (--accumulate) in each of P processes. Batch i of proc
     number    update · n · P + slot              the key of its coins, samples and written texts
 
 so n batches in one process are those of n processes, and every batch is a function of (seed,
-update, slot) alone. One batch serves `refresh` or `reuse` updates, if those are more than one; with
-`refresh`, from the second batch on, the policy writes the static texts.
+update, slot) alone. A batch serves `refresh` updates, or without refresh `reuse`; with `refresh`,
+from the second batch on, the policy writes the static texts.
 """
 from dataclasses import replace
 from functools import lru_cache

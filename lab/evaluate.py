@@ -195,7 +195,8 @@ def evaluate(run: Run, records: list[Record]) -> dict:
 
 def test_run(cfg: Config, name: str, folder: str, base: Policy, task: Task) -> None:
     """Test the kept weights of a finished run, unless its results.json is there, and write it."""
-    if report.read_rows(f"{folder}/results.json"):
+    rows = report.read_rows(f"{folder}/results.json")
+    if rows and rows[0]["val_reward"] is not None:  # None: it diverged, on another device perhaps
         return
     state, policy = load(f"{folder}/ckpt.pt"), load_policy(f"{folder}/best.pt", base.device)
     records = task.dataset["test"]
@@ -206,9 +207,10 @@ def test_run(cfg: Config, name: str, folder: str, base: Policy, task: Task) -> N
     write_row(folder, cfg, row)
 
 
-def write_diverged_row(folder: str, cfg: Config, name: str, step: int) -> None:
-    """A row without rewards, which says that the run diverged."""
-    write_row(folder, cfg, dict.fromkeys(COSTS, 0) | {"name": name, "steps": step})
+def write_diverged_row(folder: str, cfg: Config, name: str, run: Run | None = None) -> None:
+    """A row without rewards, which says that the run diverged; None: its base did."""
+    counts = run.counts if run else dict.fromkeys(COSTS, 0)
+    write_row(folder, cfg, counts | {"name": name, "steps": run.step if run else 0})
 
 
 def write_row(folder: str, cfg: Config, row: dict) -> None:

@@ -63,7 +63,7 @@ def why_not_live(policy: Policy, records: list[data.Record]) -> str | None:
     """Why the page does not run the models; None if it does."""
     size = sum(p.numel() for p in policy.model.parameters())
     if size > LARGEST:
-        return f"a page runs {LARGEST:,} parameters at most, not {size:,}, nor GPT-2's tokens"
+        return f"a page runs {LARGEST:,} parameters at most, not {size:,}"
     return blind_to("rouge", [r.references for r in records])
 
 

@@ -89,8 +89,8 @@ def write_predictions(folder: str, records: list, texts: list[str]) -> None:
 
 
 def read_rows(path: str) -> list[dict]:
-    """The rows of results.json or vary-FLAG.json, with all fields of ROW; a reward that is None is
-    that of a run that diverged. [] if there is no such file. Raises InputError."""
+    """The rows of results.json or vary-FLAG.json, with all fields of ROW; the rewards of a run that
+    diverged are None. [] if there is no such file. Raises InputError."""
     rows = read_json(path) or []
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected rows in a list, as train.py writes them")
@@ -236,9 +236,11 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     machine, seeds: where it ran, in words; what --seeds gave, empty without it
     """
     config = read_json(f"{out}/config.json")
-    groups, folders = by_name(rows), folders_of(out, rows, seeds)
+    lost = {row["seed"] for row in rows if row["name"] == "base" and row["val_reward"] is None}
+    rows = [row for row in rows if row["seed"] not in lost]
+    notes = [f"note: the base of seed {seed} diverged, and is left out" for seed in sorted(lost)]
+    groups, folders, texts = by_name(rows), folders_of(out, rows, seeds), {}
     curves = {name: read_curve(runs) for name, runs in folders.items() if name != "base"}
-    texts, notes = {}, []
     for name, group in groups.items():
         if lost := diverged(group):
             notes.append(f"note: {name} {lost}; its texts and facts are left out")
@@ -331,8 +333,8 @@ def vary_report(out: str, flag: str, rows: list[dict]) -> str:
     for run, group in groups.items():
         if lost := diverged(group):
             notes.append(f"note: {run} {lost}")
-        curve = read_curve([f"{out}/seed{row['seed']}/{run}" for row in group])
-        if at := first_reach(curve, LEVEL):
+        runs = [f"{out}/seed{row['seed']}/{run}" for row in group if row["steps"]]  # 0: no base
+        if runs and (at := first_reach(read_curve(runs), LEVEL)):
             groups[run] = [row | {"reach_fp": at["fp"], "reach_seconds": at["seconds"]}
                            for row in group]
     columns = {key: COLUMNS[key] for key in COLUMNS if key not in ("p_m", "K", "refresh", "reuse")}

@@ -53,6 +53,8 @@ def hash_code() -> dict[str, str]:
             path = sys.modules["sorl"].__file__
         with open(path, encoding="utf-8") as file:
             tree = ast.parse(file.read())
+        if name.startswith("data/"):  # tuned flags are compared value by value
+            tree.body = [node for node in tree.body if not ast.unparse(node).startswith("FLAGS =")]
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             is_text = isinstance(body, list) and body and isinstance(body[0], ast.Expr)
@@ -74,12 +76,17 @@ def check_folder(folder: str, config: dict, anew: bool) -> None:
     if not isinstance(was, dict) or "save_every" not in was:
         raise InputError(f"--out {folder}: holds {min(files)}, and is no run of train.py; "
                          f"expected a new folder")
+    kinds = [bool(c.get("vary")) for c in (was, config) if c["mode"] == "compare"]
+    if kinds in ([True, False], [False, True]):
+        raise InputError(f"--out {folder}: holds a comparison or a sweep, the other of the two; "
+                         f"expected another --out")
     below = glob.glob(f"{glob.escape(folder)}/**/ckpt.pt", recursive=True)
     names = sorted(config.keys() - PLACES - {"code"}) if "ckpt.pt" in files and not anew else []
     other = [name for name in ("mode", *names) if was.get(name) != config[name]]
     if other and below:
         raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])}); "
-                         f"expected the same flags, another --out, or --anew")
+                         f"expected {'' if 'mode' in other else 'the same flags, --anew, or '}"
+                         f"another --out")
     code = was.get("code", {})
     changed = [name for name in CODE if names and code.get(name) != config["code"][name]]
     if changed:
@@ -260,7 +267,7 @@ class Progress:
 
 def show(run: Run, progress: Progress, row: dict) -> bool:
     """The last update on the progress line; and a note when most groups have had equal rewards
-    for ten updates, so that nothing is learned. True if nobody reads our output any more."""
+    for ten updates, so that nothing is learned. True if our output is not read any more."""
     text = f"mle {row['mle_loss']:.3f}  greedy {run.best:.3f}"
     if row["reward"] is not None:
         text = f"reward {row['reward']:.3f}  best {run.best:.3f}  FP {row['fp']:>7,}"

@@ -26,6 +26,8 @@ def run_mode(mode: str, given: dict, reinforce) -> None:
     if "init" not in given:
         raise InputError(f"--mode {mode}: expected --init, a checkpoint such as "
                          f"out/refresh/best.pt")
+    if given.get("p_m") == 0:
+        raise InputError("--p_m 0.0: expected above 0, or nothing is drawn")
     state = load(given["init"])
     cfg = config_of(state, given)
     policy = load_policy(cfg.init, pick_device(cfg.device), state)
@@ -103,7 +105,7 @@ def write_candidates(cfg: Config, policy: Policy, dataset, reward) -> None:
             ranked = best_first(texts, references, sources, reward)
             records += [replace(r, static=of_r) for r, of_r in zip(part, ranked)]
             progress.show(len(records), total, f"FP {fp:>8,}", len(records) == total)
-    for split, records in made.items():  # at the end: who stops before leaves no file
+    for split, records in made.items():  # at the end, so that a stopped command leaves no file
         data.save_records(records, f"{cfg.out}/{split}.jsonl")
     write_json(data.flags_of(cfg.data), f"{cfg.out}/flags.json")
     print(f"wrote {cfg.out}: {cfg.K} candidates per source, {fp:,} FP")

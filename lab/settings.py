@@ -90,7 +90,8 @@ class Config:
     vocab_size: int = flag(1000, "largest vocabulary: 256 bytes, merges, 4 special ids", least=260,
                            most=10 ** 6)
     # evaluation and files
-    eval_every: int = flag(10, "updates between evaluations", least=1)
+    eval_every: int = flag(10, "updates between evaluations; RL also has one after each of the "
+                           "first ten", least=1)
     eval_size: int = flag(200, "validation sources used for that; 0: all")
     save_every: int = flag(100, "updates between checkpoints, at least", least=1)
     source: str = flag("", "sample: a source text; by default the first of the test split")
@@ -116,7 +117,7 @@ NETWORK = {"n_layer", "n_head", "n_embd", "init_std", "block_size", "max_len", "
 # What a base depends on, so that settings which share a base share these.
 BASE = NETWORK | {"base_steps", "base_masked", "base_lr", "base_batch", "accumulate", "pretrained",
                   "reward", "eval_size"}
-# What a run is does not depend on these: where things lie, and how its course is watched.
+# These do not identify a run: they say where things lie, and how it is watched.
 PLACES = {"mode", "quick", "anew", "data", "out", "init", "pretrained", "settings", "seeds", "vary",
           "source", "device", "save_every"}
 NOT_TUNING = PLACES | {"seed"}  # flags that no data set may choose
@@ -169,7 +170,8 @@ def make_config(given: dict, setting: str) -> Config:
     for key, holds, expected in (
         ("p_m", setting == "mle" or cfg.p_m + cfg.credit > 0, "above 0, or nothing is learned"),
         ("n_embd", cfg.n_embd % cfg.n_head == 0, f"a multiple of {cfg.n_head}"),
-        ("max_len", cfg.max_len < cfg.block_size, f"less than block_size = {cfg.block_size}"),
+        ("max_len", cfg.max_len != 1 and cfg.max_len < cfg.block_size,
+         f"0, or from 2 to less than block_size = {cfg.block_size}"),
         ("K", cfg.K > 1 or cfg.baseline == "loo" or cfg.p_m == 0,
          "at least 2 (one sample minus its own mean is 0), or --baseline loo"),
         ("num_static", cfg.num_static > 1 or cfg.credit == 0,

@@ -57,7 +57,7 @@ def dataset(path, records, **flags) -> str:
     ("--block_size 100000000000", "expected a whole number, 0 to 1000000"),
     ("--seed 9223372036854775808", "a whole number, 0 to 9223372036854775807"),
     ("--n_embd 30", "--n_embd 30: expected a multiple of 4"),
-    ("--max_len 64 --block_size 64", "--max_len 64: expected less than block_size"),
+    ("--max_len 64 --block_size 64", "--max_len 64: expected 0, or from 2 to less than block_size"),
     ("--settings offline --num_static 1", "--num_static 1: expected at least 2"),
     ("--settings refresh --refresh 0", "--refresh 0: expected at least 1 for refresh"),
     ("--settings tail --refresh 3 --reuse 2", "--refresh 3: expected a multiple of reuse = 2"),
