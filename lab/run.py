@@ -69,14 +69,14 @@ def check_folder(folder: str, config: dict, anew: bool) -> None:
     of another run or of other code. Without a checkpoint there is nothing in it to lose."""
     if not os.path.isdir(folder):  # `claim` makes it, or says what is in the way
         return
-    files = set(os.listdir(folder)) - {".lock", "config.json.tmp"}
+    files = {name for name in os.listdir(folder) if not is_left(f"{folder}/{name}")}
     was = read_json(f"{folder}/config.json")
     if was is None and not files:
         return
     if not isinstance(was, dict) or "save_every" not in was:
         raise InputError(f"--out {folder}: holds {min(files)}, and is no run of train.py; "
                          f"expected a new folder")
-    kinds = [bool(c.get("vary")) for c in (was, config) if c["mode"] == "compare"]
+    kinds = [bool(c.get("vary")) for c in (was, config) if c.get("mode") == "compare"]
     if kinds in ([True, False], [False, True]):
         raise InputError(f"--out {folder}: holds a comparison or a sweep, the other of the two; "
                          f"expected another --out")
@@ -92,6 +92,14 @@ def check_folder(folder: str, config: dict, anew: bool) -> None:
     if changed:
         raise InputError(f"--out {folder}: its run was made by another {changed[0]}; expected "
                          f"another --out, or --anew, which starts the runs of this command again")
+
+
+def is_left(path: str) -> bool:
+    """Is it what a command leaves that is killed while it makes its folders?"""
+    names = [os.path.basename(path)]
+    if os.path.isdir(path):
+        names = [name for *_, found in os.walk(path) for name in found]
+    return set(names) <= {".lock", "config.json.tmp"}
 
 
 @contextmanager
@@ -129,8 +137,8 @@ def lock_folders(folders, locks: ExitStack) -> None:
 
 
 def begin_folder(folder: str, config: dict) -> None:
-    """Remove what an earlier run has left, because results must not outlive it; --init's file, which
-    may lie there, is replaced later."""
+    """Remove what an earlier run has left, because results must not outlive it; --init's file may
+    lie there, and is replaced later."""
     for path in (f"{folder}/{name}" for name in FILES):
         if os.path.realpath(path) != os.path.realpath(config["init"]):
             with suppress(FileNotFoundError):

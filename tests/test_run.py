@@ -131,6 +131,8 @@ def signalled(words, folder, step, kinds=(signal.SIGINT,), name="tail"):
                 for kind in kinds:
                     os.kill(os.getpid(), kind)
         train.Run.log = log_and_signal
+        for kind in kinds:  # also if the tests run under nohup, which ignores a hangup
+            signal.signal(kind, signal.SIG_DFL)
         train.main(words)
     return Child(work, folder).end()
 
@@ -365,3 +367,10 @@ def test_two_commands_at_once_are_refused(folder, base, tmp_path, capsys, busy):
         line = refused(capsys, *command(folder, base, tmp_path))
         assert f"{tmp_path / busy}: another process is at work there" in line
     assert run(folder, base, tmp_path)["steps"] == 6
+
+
+def test_a_command_killed_while_it_makes_its_folders_can_begin(folder, base, tmp_path):
+    os.makedirs(tmp_path / "seed0/base")
+    for place in (".lock", "seed0/base/.lock", "config.json.tmp"):
+        (tmp_path / place).write_text("")
+    run(folder, base, tmp_path)
