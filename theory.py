@@ -355,9 +355,10 @@ def counted(seen: str, K: int, p=.4, T=8, L=5) -> Counter:
         static = torch.tensor([[0] * T + [model.config.vocab_size + EOS]]).expand(len(mask), -1)
         u = torch.zeros(len(mask), K, T + 1)  # draws token 0, never the end
         model.pushed.zero_()
-        fed, decoded = sorl.feed(model, *source(model, L), static, mask, u, seen)
+        prompts = [x.repeat_interleave(len(mask), 0) for x in source(model, L)]
+        fed, decoded = sorl.feed(model, *prompts, static, mask, u, seen)
         by_decoding = model.pushed.clone()
-        logits = sorl.target_logits(model, *source(model, L), fed)
+        logits = sorl.target_logits(model, *prompts, fed)
         rollout = sorl.act(logits, static, mask, u, decoded)
         rows, tokens = by_decoding if decoded else model.pushed  # full: the rest is for gradients
         chance = p ** heads * (1 - p) ** (T - heads)
@@ -379,7 +380,7 @@ def p1_passes(quick):
     yield equal("Masked pushes the fewest tokens to sample, the gradient not counted.",
                 "with a cache, K = 1: full {}, masked {}; K = 4: full {}, masked {}",
                 [full["tokens"], masked["tokens"], four["tokens"], many["tokens"]],
-                [10.46, 13, 27.08, 13], .005, FALSE)
+                [10.46, 13, 23.06, 13], .005, FALSE)
 
 
 def p2_one_pass(quick):
@@ -642,10 +643,9 @@ def p13_use(quick):
 
 
 GRADIENT = """GRADIENT: what the estimator estimates, and where it points.
-sorl.py's samples, advantages and loss estimate the gradient of the semi-offline process without
-bias (P14, for one logit). But this process is not online's: what a setting hides turns its gradient
-away, and at small p all settings point alike, not as online (P15: means over random, nearly uniform
-GPTs; with surer policies they are lower)."""
+sorl.py estimates the gradient of the semi-offline process without bias (P14, for one logit). But
+this process is not online's: what a setting hides turns its gradient away, and at small p all
+settings point alike, not as online (P15: random, nearly uniform GPTs; surer ones agree less)."""
 
 
 def one_logit(q, p, K, **choices):
@@ -812,7 +812,7 @@ def plot_deployed(quick):
     rates = (.2, .6) if quick else (.2, .4, .6, .8)
     for kept, look, label in (("stored", "masked", "stored: one in five has a second token 1"),
                               ("uniform", "base", "uniform: all four texts equally often"),
-                              ("refreshed", "refresh", "refreshed: the policy's own, new every 4")):
+                              ("refreshed", "refresh", "refreshed: its own, every 4 updates")):
         left.plot(rates, [lost_alone(BET, kept, p) for p in rates], **style(look), label=label)
     left.set_title("A bet: first token 0 earns .5 or .7, first token 1 earns 0 or 1,\n"
                    "by the second. Static texts of masked in training:", fontsize=9)
@@ -832,18 +832,18 @@ def plot_deployed(quick):
 
 def plot_branch(quick):
     """Four texts, their rewards, how often policies write them; what a setting can do to 0 0."""
-    fig, axis = pyplot().subplots(figsize=(7, 4.5))
+    fig, axis = pyplot().subplots(figsize=(6.5, 4))
+    middle, black = dict(ha="center", va="center"), dict(color="black", shrinkA=65, shrinkB=65)
     for (a, b), R in BRANCH.R.items():
         start, _, tail, _, masked = (100 * np.mean([run[a, b] for run in runs[1:]])
                                      for runs in branch_runs(quick).values())
-        axis.text(a, b, f"{a} {b}  earns {R:g}\nstart {start:.0f}%\nmasked {masked:.0f}%, tail "
-                  f"{tail:.0f}%", ha="center", va="center", bbox=dict(facecolor="white", pad=8))
-    for to, setting, label in (((1, 0), "masked", "masked: the first"),
-                               ((0, 1), "masked", "or the second"), ((1, 1), "tail", "tail: both")):
-        arrow = dict(arrowstyle="-|>", shrinkA=60, shrinkB=60, color=style(setting)["color"])
-        axis.annotate("", to, (0, 0), arrowprops=arrow)
-        axis.text(to[0] / 2, to[1] / 2, label, ha="center", bbox=dict(facecolor="white", lw=0))
-    axis.set(xlim=(-.3, 1.3), ylim=(-.3, 1.3))
+        axis.text(a, b, f"{a} {b}, earns {R:g}\nat the start {start:.0f}%\nafter masked "
+                  f"{masked:.0f}%\nafter tail {tail:.0f}%", bbox=dict(fc="white", pad=8), **middle)
+    for to, label in (((1, 0), "masked: the first alone"), ((0, 1), "masked: the second alone"),
+                      ((1, 1), "tail: both tokens")):
+        axis.annotate("", to, (0, 0), arrowprops=dict(arrowstyle="-|>", **black))
+        axis.text(to[0] / 2, to[1] / 2, label, bbox=dict(fc="white", lw=0), **middle)
+    axis.set(xlim=(-.2, 1.2), ylim=(-.2, 1.2), title="How often a GPT writes each of four texts")
     axis.axis("off")
     return fig
 

@@ -30,6 +30,8 @@ FLAGS = {
     "offline": dict(steps=60, num_static=3, lr=1.2e-3),
     "online": dict(steps=30, K=4, mle_weight=0.02),
     "full": dict(steps=20, K=4, lr=1.2e-3),
+    "tail": dict(steps=30, K=4, p_m=0.5, reuse=1, adv_scale="source", mle_weight=0.02,
+                 stored="best"),
     "masked": dict(steps=40, K=64, stored="best"),
     "refresh": dict(steps=60, K=64, stored="best", refresh=8),
 }

@@ -54,27 +54,21 @@ def read_fields(value, keys: tuple, where: str) -> dict:
     which begins with `where`, for a value of another type."""
     row = value if isinstance(value, dict) else {}
     for key in keys:
-        found, is_text = row.get(key), key in TEXTS
-        if is_text:
-            fits = isinstance(found, str)
-        else:  # neither NaN nor an integer of a thousand digits
-            fits = isinstance(found, (int, float)) and -1e300 < found < 1e300
+        found, kind = row.get(key), "text" if key in TEXTS else "a number"
+        fits = isinstance(found, str if key in TEXTS else (int, float))
         if not fits and (found is not None or key in NEEDED):
-            raise InputError(f"{where}: {key}: expected {'text' if is_text else 'a number'}, "
-                             f"found {found!r:.40}")
+            raise InputError(f"{where}: {key}: expected {kind}, found {found!r:.40}")
     return {key: row.get(key) for key in keys}
 
 
 def read_lines(path: str, *keys: str) -> list[dict]:
     """These fields of every line of a JSONL file. Raises InputError, which names the line."""
-    where, lines = path, []
+    lines = []
     try:
         with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}:{number}"
-                lines.append(read_fields(json.loads(line), keys, where))
-    except InputError:
-        raise
+            for line in file:
+                lines.append(json.loads(line))
     except (OSError, ValueError, RecursionError) as e:
+        where = f"{path}:{len(lines) + 1}"
         raise InputError(f"{where}: expected JSON with {', '.join(keys)} ({e!s:.80})") from None
-    return lines
+    return [read_fields(line, keys, f"{path}:{number}") for number, line in enumerate(lines, 1)]

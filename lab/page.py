@@ -26,7 +26,7 @@ from lab.task import Policy, load_policy
 
 TABS = ("offline", "masked", "static", "tail", "full", "online")  # the settings that it shows
 FLAGS = ("p_m", "observation", "mask", "stored", "baseline", "adv_scale")  # what it needs of each
-SOURCES, EVALUATIONS = 20, 40         # the most that it shows
+SOURCES, EVALUATIONS = 20, 24         # the most that it shows
 LARGEST, SIZE = 10 ** 6, 8 * 10 ** 6  # parameters that a browser runs well; bytes of the page
 DASHES = {"-": [], "--": [4, 2], "-.": [5, 2, 1, 2], ":": [1, 2]}  # in widths of a line
 
@@ -52,8 +52,9 @@ def read_course(folder: str, name: str) -> dict:
 
 def choose_settings(rows: list[dict]) -> list[str]:
     """Of the settings within .02 of the best validation reward, the dearest and the cheapest."""
-    level = max(row["val_reward"] for row in rows) - 0.02
-    reached = [row for row in rows if row["val_reward"] >= level and row["fp"] > 0]
+    paid = [row for row in rows if row["fp"] and row["val_reward"] is not None]
+    level = max((row["val_reward"] for row in paid), default=0) - 0.02
+    reached = [row for row in paid if row["val_reward"] >= level]
     ends = [of(reached, key=lambda row: row["fp"])["name"] for of in (max, min) if reached]
     return list(dict.fromkeys(ends))
 
@@ -61,21 +62,20 @@ def choose_settings(rows: list[dict]) -> list[str]:
 def why_not_live(policy: Policy, records: list[data.Record]) -> str | None:
     """Why the page does not run the models; None if it does."""
     size = sum(p.numel() for p in policy.model.parameters())
-    if size > LARGEST or policy.tok.is_gpt2:
-        return f"{size:,} parameters, or the tokens of GPT-2, are too many for a page"
+    if size > LARGEST:
+        return f"a page runs {LARGEST:,} parameters at most, not {size:,}, nor GPT-2's tokens"
     return blind_to("rouge", [r.references for r in records])
 
 
 def encode_models(policies: dict[str, Policy]) -> dict:
     """Policies of one shape and one tokenizer; their weights are 16-bit floats in base64."""
     model, tok, T = policies["base"].model, policies["base"].tok, policies["base"].T
-    flat = {name: torch.nn.utils.parameters_to_vector(policy.model.parameters()).detach().numpy()
+    flat = {name: torch.nn.utils.parameters_to_vector(policy.model.parameters()).detach()
             for name, policy in policies.items()}
     return {"shape": asdict(model.config), "T": T, "pattern": PATTERN,
             "parameters": [(name, p.numel()) for name, p in model.named_parameters()],
             "tokens": [base64.b64encode(token).decode() for token in tok.bytes[:tok.pad]],
-            "weights": {name: base64.b64encode(w.astype("<f2").tobytes()).decode()
-                        for name, w in flat.items()}}
+            "weights": {k: base64.b64encode(w.half().numpy()).decode() for k, w in flat.items()}}
 
 
 def make_page(out: str, chosen: list[str]) -> str:
@@ -84,12 +84,11 @@ def make_page(out: str, chosen: list[str]) -> str:
     seed = (config.get("seeds") or [config.get("seed")])[0]
     home = f"{out}/seed{seed}" if config.get("seeds") else out
     rows = {row["name"]: row for row in rows if row["seed"] == seed and row["name"] != "base"}
-    kept = [row for row in rows.values() if not row["diverged"]]
-    if not kept or not set(chosen) <= set(rows):
+    if not rows or not set(chosen) <= set(rows):
         raise InputError(f"{out}: expected a finished comparison of {chosen or 'settings'}")
     records = data.load_dataset(config["data"])["val"][:SOURCES]
     policies = {name: load_policy(f"{home}/{name}/best.pt", torch.device("cpu"))
-                for name in ("base", *(chosen or choose_settings(kept)))}
+                for name in ("base", *(chosen or choose_settings([*rows.values()])))}
     tabs = {name: read_json(f"{home}/{name}/config.json")
             or asdict(make_config({"data": config["data"]}, name)) for name in TABS}
     why_not = why_not_live(policies["base"], records)
@@ -99,8 +98,9 @@ def make_page(out: str, chosen: list[str]) -> str:
         "records": [[r.source, r.references, r.static] for r in records],
         "tabs": {name: {flag: of[flag] for flag in FLAGS} for name, of in tabs.items()},
         "courses": {name: read_course(f"{home}/{name}", name) for name in rows}}
-    while content["live"] and len(json.dumps(content)) > SIZE - 50_000:  # what the template takes
-        content["live"]["weights"].popitem()
+    weights = content["live"]["weights"] if content["live"] else {}
+    while len(weights) > 1 and len(json.dumps(content)) > SIZE - 50_000:  # what the template takes
+        weights.popitem()
     text = json.dumps(content).replace("<", "\\u003c")  # nothing in it can end the script
     return Path(__file__).with_suffix(".html").read_text("utf-8").replace("{{DATA}}", text)
 

@@ -107,7 +107,6 @@ def draw_panel(axis, panel: Panel) -> None:
         axis.axhline(panel.base, **style("base") | dict(marker=""), label="base")
     low, high = axis.get_ylim()
     axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-    axis.set_ylim(low, high)
     if panel.saving:
         level, left, right = panel.saving
         top = high + 0.2 * (high - low)  # room for the arrow
@@ -121,23 +120,14 @@ def draw_panel(axis, panel: Panel) -> None:
 
 
 def label_points(axis, panel: Panel) -> None:
-    """Write texts beside their points, each at the first place that covers no text and no point:
-    right, left, above, below, or further up at the right."""
-    def place(at):  # in points, the unit of font sizes: a letter is about 9 high and 4.4 wide
-        return axis.transData.transform(at) * 72 / axis.figure.dpi
-
-    taken = [(x, y, 3) for points, _ in panel.lines.values() for x, y in place(points)]
+    """Write texts to the right of their points; where two of a line would meet, one below another.
+    """
     for name, (points, texts) in panel.lines.items():
-        for at, text in sorted(zip(points.tolist(), texts), key=lambda pair: pair[0][1]):
-            x, y = place(at)
-            half = 2.2 * len(text)
-            side = half + 6
-            shifts = [(side, 0), (-side, 0), (0, 10), (0, -10), *((side, up) for up in range(99))]
-            free = [(dx, dy) for dx, dy in shifts
-                    if all(abs(x + dx - left) > half + width or abs(y + dy - low) > 9
-                           for left, low, width in taken)]
-            dx, dy = (free + shifts)[0]
-            taken.append((x + dx, y + dy, half))
-            axis.annotate(text, at, (dx, dy), textcoords="offset points", fontsize=7,
-                          ha="center", va="center", color=style(name)["color"],
-                          bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5))
+        from_the_top = sorted(zip(points.tolist(), texts), key=lambda pair: pair[0][::-1])[::-1]
+        free = math.inf  # the height below which nothing is written; in points, as font sizes are
+        for at, text in from_the_top:
+            y = axis.transData.transform(at)[1] * 72 / axis.figure.dpi
+            free = min(y, free)
+            axis.annotate(text, at, (6, free - y), textcoords="offset points", fontsize=7,
+                          va="center", color=style(name)["color"])
+            free -= 9

@@ -13,7 +13,6 @@ in these folders, test reward against FPs: the spectrum from offline to online.
 FPs are forward propagations, rows through the model, that sample or score. ± is the standard
 deviation over seeds; s.e. is the standard error of a mean of differences paired by seed.
 """
-import importlib.util
 import json
 import math
 import os
@@ -24,11 +23,10 @@ import textwrap
 import numpy as np
 
 import data
-from data import InputError, forecast
+from data import InputError
 from lab.cli import Parser, run_command
 from lab.files import read_fields, read_json, read_lines, write_text
 from lab.plots import STRONG, Panel, draw_panels
-from lab.settings import Config
 
 ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "reuse", "seed", "val_reward",
        "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
@@ -100,17 +98,6 @@ def read_rows(path: str) -> list[dict]:
     return [row | read_fields(row, ROW, place) for row, place in zip(rows, places)]
 
 
-def read_predictions(folders: list[str], records: list) -> list[list[str]]:
-    """What each run wrote for the test split. Raises InputError for texts of other sources."""
-    runs = []
-    for folder in folders:
-        lines = read_lines(f"{folder}/predictions.jsonl", "source", "text")
-        if [line["source"] for line in lines] != [record.source for record in records]:
-            raise InputError(f"{folder}/predictions.jsonl: expected texts of this test split")
-        runs.append([line["text"] for line in lines])
-    return runs
-
-
 def read_curve(folders: list[str]) -> dict:
     """The evaluations that all these runs have, E of them -> step, fp, seconds and val_reward,
     means over the runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
@@ -125,12 +112,6 @@ def read_curve(folders: list[str]) -> dict:
               for run in runs]
     means = {key: np.mean([curve[key] for curve in curves], 0) for key in CURVE}
     return means | {"runs": curves}
-
-
-def config_of(out: str) -> dict:
-    """What OUT/config.json says of a comparison; {} if it is not there. Raises InputError."""
-    config = read_json(f"{out}/config.json")
-    return config if isinstance(config, dict) else {}
 
 
 def folders_of(out: str, rows: list[dict], seeds: tuple) -> dict[str, list[str]]:
@@ -203,19 +184,15 @@ def first_reach(curve: dict, level: float) -> dict | None:
     return median if math.isfinite(median["step"]) else None
 
 
-def matched_level(curves: dict[str, dict]) -> tuple[float, str]:
-    """The reward at which costs are compared, and what it is."""
-    highest = {name: curve["val_reward"].max() for name, curve in curves.items()}
-    name = "online" if "online" in curves else max(highest, key=highest.get)
-    reward = curves[name]["val_reward"]
-    if reward.max() >= LEVEL:
-        return LEVEL, "a fixed level"
-    return reward[-1] - MARGIN, f"{name}'s last less {MARGIN}"
-
-
 def cost_table(curves: dict[str, dict]) -> str:
-    """What each setting has spent when its validation reward first reaches one level."""
-    level, origin = matched_level(curves)
+    """What each setting has spent when its validation reward first reaches one level: LEVEL, or if
+    online (without it, the best) does not get there, what that has at the end, less MARGIN."""
+    best = max(curves, key=lambda name: curves[name]["val_reward"].max())
+    aim = "online" if "online" in curves else best
+    reward = curves[aim]["val_reward"]
+    level, origin = LEVEL, "a fixed level"
+    if reward.max() < LEVEL:
+        level, origin = reward[-1] - MARGIN, f"{aim}'s last less {MARGIN}"
     reached = {name: first_reach(curve, level) for name, curve in curves.items()}
     online = reached.get("online")
     median = ", median over seeds" if any(len(c["runs"]) > 1 for c in curves.values()) else ""
@@ -248,58 +225,42 @@ def facts_of(texts: list[str], records: list) -> float | None:
     return np.mean([all(facts.values()) for facts in stated if facts]) if any(stated) else None
 
 
-def paired(values: dict, others: dict) -> str:
-    """Two times seed -> value: their mean difference over common seeds, with its standard error."""
-    d = np.array([values[seed] - others[seed] for seed in values if seed in others])
-    if not len(d):
-        return "-"
-    error = f"s.e. {d.std(ddof=1) / math.sqrt(len(d)):.3f}" if len(d) > 1 else "one seed, no s.e."
-    return f"{d.mean():+.3f} ({error})"
-
-
 # -------------------------------------------------------------------------------------------------
 # The report of a comparison, and of a sweep
 
 def compare_report(out: str, rows: list[dict], records: list, machine: str, seeds: tuple) -> str:
-    """What compare prints. Writes OUT/report.txt, outputs.txt, and last compare.png.
+    """What compare prints. Writes OUT/report.txt, outputs.txt and compare.png. Raises InputError.
 
     rows:    of results.json, which is written already
     records: the test split
     machine, seeds: where it ran, in words; what --seeds gave, empty without it
-
-    A run's file that cannot be read, or a figure that cannot be drawn, is a note in the text.
-    Raises InputError if report.txt or outputs.txt cannot be written.
     """
-    config, folders = config_of(out), folders_of(out, rows, seeds)
-    groups, curves, texts, notes = by_name(rows), {}, {}, []
-    for name, runs in folders.items():
-        try:
-            if name != "base":
-                curves[name] = read_curve(runs)
-            texts[name] = read_predictions(runs, records)
-            groups[name] = [row | {"facts": facts_of(run, records)}
-                            for row, run in zip(groups[name], texts[name])]
-        except InputError as error:
-            notes.append(f"note: {error}; parts of {name} are left out")
-    tables = [tabulate(groups, COLUMNS) + f"; {machine}"]
-    tables += [cost_table(curves)] if curves else []
-
-    remark = remark_on_texts(config)
-    example = "Greedy texts of two test sources:\n" + samples(texts, records[:2]) + remark
+    config = read_json(f"{out}/config.json")
+    groups, folders = by_name(rows), folders_of(out, rows, seeds)
+    curves = {name: read_curve(runs) for name, runs in folders.items() if name != "base"}
+    texts, notes = {}, []
+    for name, group in groups.items():
+        if lost := diverged(group):
+            notes.append(f"note: {name} {lost}; its texts and facts are left out")
+            continue
+        texts[name] = [[line["text"] for line in read_lines(f"{run}/predictions.jsonl", "text")]
+                       for run in folders[name]]
+        groups[name] = [row | {"facts": facts_of(run, records)}
+                        for row, run in zip(group, texts[name])]
+    tables = [tabulate(groups, COLUMNS) + f"; {machine}", *notes, cost_table(curves)]
+    example = "Greedy texts of two test sources:\n" + samples(texts, records[:2])
     more = tabulate(groups, MORE_COLUMNS)
-    write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example, *notes]) + "\n")
-    write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + remark + "\n")
-    panel, drawn = panel_of(out, rows, curves), False
-    try:
-        if panel.lines:
-            draw_panels(f"{out}/compare.png", [panel])
-            drawn = True
-    except InputError as error:
-        notes.append(f"note: {error}")
-    best = best_first(groups)[0]
-    run = folders[best][np.argmax([mean_reward([row]) for row in groups[best]])]
-    end = [advice(groups), to_open(out, drawn), to_try(run, config)]
-    return "\n\n".join([*tables, example, *notes, "\n".join(end)])
+    write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example]) + "\n")
+    write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + "\n")
+    draw_panels(f"{out}/compare.png", [panel_of(config["data"], rows, curves)])
+    best = folders[best_first(groups)[0]][0]
+    return "\n\n".join([*tables, example, advice(groups) + "\n" + what_next(out, best, config)])
+
+
+def diverged(rows: list[dict]) -> str:
+    """Which runs of a group diverged, in words; "" if none did."""
+    lost = [str(row["seed"]) for row in rows if row["val_reward"] is None]
+    return f"diverged with seed {', '.join(lost)}" if lost else ""
 
 
 def mean_reward(rows: list[dict]) -> float:
@@ -325,9 +286,13 @@ def advice(groups: dict[str, list[dict]]) -> str:
         return f"Take   {base}: no setting has a higher validation reward"
     lines = [f"Take   {best}: the highest validation reward, {reward[best]:.3f}, "
              f"for {cost[best]:,.0f} FPs"]
-    by_seed = [{row["seed"]: row["val_reward"] for row in groups[name]
-                if row["val_reward"] is not None} for name in (best, others[0])]
-    lines.append(f"       against {others[0]}, the next: {paired(*by_seed)}")
+    others_reward = {row["seed"]: row["val_reward"] for row in groups[others[0]]}
+    lead = np.array([row["val_reward"] - others_reward[row["seed"]] for row in groups[best]
+                     if row["seed"] in others_reward])
+    error = "one seed, no s.e."
+    if len(lead) > 1:
+        error = f"s.e. {lead.std(ddof=1) / math.sqrt(len(lead)):.3f}"
+    lines.append(f"       against {others[0]}, the next: {lead.mean():+.3f} ({error})")
     half = (reward[base] + reward[best]) / 2
     cheapest = min((name for name in groups if reward[name] >= half), key=cost.get)
     if cheapest != best:
@@ -342,54 +307,34 @@ def samples(texts: dict[str, list[list[str]]], records: list) -> str:
     for i, record in enumerate(records):
         lines.append(readable(record, record.source))
         lines += [f"  {name:<8} {readable(record, runs[0][i])}" for name, runs in texts.items()]
+    lines.append("(ROUGE sees no punctuation: with that reward, a final full stop may be missing.)")
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=" " * 11) for line in lines)
 
 
-def remark_on_texts(config: dict) -> str:
-    """A line below greedy texts whose missing full stop would look like a fault."""
-    if config.get("data") in forecast.GRAMMARS and config.get("reward") == "rouge":
-        return "\n(ROUGE sees no punctuation: online and offline may drop the final full stop.)"
-    return ""
-
-
-def to_open(out: str, drawn: bool) -> str:
-    """The files that were written; and the page, if this copy of the project has it."""
-    lines = [f"{out}/compare.png  reward against forward propagations"] if drawn else []
-    lines += [f"{out}/report.txt   all of this, and more columns",
-              f"{out}/outputs.txt  test sources with every setting's text"]
-    if importlib.util.find_spec("lab.page"):
-        lines.append(f"python -m lab.page {shlex.quote(out)}   writes a page that shows the method")
-    return "Open   " + "\n       ".join(lines)
-
-
-def to_try(run: str, config: dict) -> str:
-    """The next commands: with the run to take, and on the same data with the same reward."""
-    name = str(config.get("data", Config.data))
-    other = f"--vary p_m 0.1 0.4 --settings masked --data {shlex.quote(name)} --out out/vary"
-    if name == "forecast":
-        other = "--data forecast2 --out out/forecast2"
-    usual = data.flags_of(name).get("", {}).get("reward", Config.reward)
-    reward = str(config.get("reward", usual))
-    other += f" --reward {shlex.quote(reward)}" if reward != usual else ""
+def what_next(out: str, best: str, config: dict) -> str:
+    """The files that were written, and the next commands: with the weights of a run, `best`, and
+    on the same data with the same reward."""
+    same = shlex.join(["--data", config["data"], "--reward", config["reward"]])
     return f"""\
-Next   python train.py --mode sample --init {shlex.quote(run)}/best.pt
-       python train.py {other}"""
+Open   {out}/compare.png  reward against forward propagations
+       {out}/report.txt   all of this, and more columns
+       {out}/outputs.txt  test sources with every setting's text
+Next   python -m lab.page {shlex.quote(out)}   writes a page that shows the method
+       python train.py --mode sample --init {shlex.quote(best)}/best.pt
+       python train.py --vary p_m 0.1 0.4 --settings masked {same} --out out/vary"""
 
 
 def vary_report(out: str, flag: str, rows: list[dict]) -> str:
     """The table of a sweep, also in OUT/vary-FLAG.txt. The rows are those of vary-FLAG.json, which
-    is written already. Raises InputError if the table cannot be written."""
+    is written already. Raises InputError."""
     groups, notes = by_name(rows, lambda row: f"{row['name']}-{flag}_{row['value']}"), []
     for run, group in groups.items():
-        if lost := [str(row["seed"]) for row in group if row["val_reward"] is None]:
-            notes.append(f"note: {run} diverged with seed {', '.join(lost)}")
-        try:
-            curve = read_curve([f"{out}/seed{row['seed']}/{run}" for row in group])
-            if at := first_reach(curve, LEVEL):
-                groups[run] = [row | {"reach_fp": at["fp"], "reach_seconds": at["seconds"]}
-                               for row in group]
-        except InputError as error:
-            notes.append(f"note: {error}")
+        if lost := diverged(group):
+            notes.append(f"note: {run} {lost}")
+        curve = read_curve([f"{out}/seed{row['seed']}/{run}" for row in group])
+        if at := first_reach(curve, LEVEL):
+            groups[run] = [row | {"reach_fp": at["fp"], "reach_seconds": at["seconds"]}
+                           for row in group]
     columns = {key: COLUMNS[key] for key in COLUMNS if key not in ("p_m", "K", "refresh", "reuse")}
     columns["value"] = (flag, "{}", "")
     text = "\n".join([tabulate(groups, columns), *notes])
@@ -400,20 +345,18 @@ def vary_report(out: str, flag: str, rows: list[dict]) -> str:
 # -------------------------------------------------------------------------------------------------
 # Figures
 
-def panel_of(out: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
-    """A comparison as a panel. mle, which samples with no FP, has no place on the axis."""
+def panel_of(name: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
+    """A comparison on the data `name` as a panel. mle, which samples with no FP, has no place on
+    the axis."""
     lines = {}
-    for name, curve in curves.items():
+    for setting, curve in curves.items():
         points = np.stack([curve["fp"], curve["val_reward"]], 1)[curve["fp"] > 0]
         if len(points):
-            lines[name] = points, ()
-    title = os.path.basename(str(config_of(out).get("data", out)).rstrip("/"))
+            lines[setting] = points, ()
     ran = len({row["seed"] for row in rows})
-    title += f", mean of {ran} seeds" if ran > 1 else ""
-    panel = Panel(title, "reward of greedy texts, validation", lines)
-    base = [row["val_reward"] for row in rows if row["name"] == "base"]
-    if base and None not in base:
-        panel.base = np.mean(base)
+    title = os.path.basename(name.rstrip("/")) + (f", mean of {ran} seeds" if ran > 1 else "")
+    base = mean_reward(by_name(rows)["base"])
+    panel = Panel(title, "reward of greedy texts, validation", lines, base)
     reached = {name: at["fp"] for name in STRONG if name in lines
                and (at := first_reach(curves[name], LEVEL)) and at["fp"]}
     if min(reached.values(), default=0) < reached.get("online", 0):
@@ -423,47 +366,38 @@ def panel_of(out: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
 
 def spectrum(rows: list[dict]) -> Panel:
     """Sweeps of p_m as a panel: one line per setting, means over seeds, p_m beside each point."""
-    groups = {}
-    for row in rows:
-        if row["fp"] > 0 and row["p_m"] is not None and row["test_reward"] is not None:
-            points = groups.setdefault(row["name"], {})
-            points.setdefault(row["p_m"], []).append((row["fp"], row["test_reward"]))
     lines = {}
-    for name, points in groups.items():
-        values = sorted(points)
-        means = np.array([np.mean(points[p_m], 0) for p_m in values])
-        lines[name] = means, [f"{p_m:g}" for p_m in values]
+    for name, group in by_name([row for row in rows if row["test_reward"] is not None]).items():
+        runs = sorted(by_name(group, lambda row: row["p_m"]).items())
+        means = [[np.mean([row[key] for row in same]) for key in ("fp", "test_reward")]
+                 for _, same in runs]
+        lines[name] = np.array(means), [f"{p_m:g}" for p_m, _ in runs]
     return Panel("from offline to online, by p_m", "test reward of greedy texts", lines)
 
 
 # -------------------------------------------------------------------------------------------------
 # Command line
 
-def panels_of(folders: list[str]) -> list[Panel]:
-    """One panel for each comparison, and one for all sweeps of p_m. Raises InputError."""
-    panels, sweeps = [], []
-    for out in folders:
-        rows, sweep = read_rows(f"{out}/results.json"), read_rows(f"{out}/vary-p_m.json")
-        if not rows + sweep:
-            raise InputError(f"{out}: expected results.json or vary-p_m.json of train.py")
-        sweeps += sweep
-        seeds = [row["seed"] for row in rows
-                 if os.path.isdir(f"{out}/seed{row['seed']}/{row['name']}")]
-        curves = {name: read_curve(runs) for name, runs in folders_of(out, rows, seeds).items()
-                  if name != "base"}
-        panels += [panel_of(out, rows, curves)] if rows else []
-    panels += [spectrum(sweeps)] if sweeps else []
-    if not all(panel.lines for panel in panels):
-        raise InputError(f"{', '.join(folders)}: expected settings that sample")
-    return panels
-
-
 def command(argv: list[str]) -> None:
+    """One panel for each comparison, and one for all sweeps of p_m."""
     parser = Parser(prog="lab.report", allow_abbrev=False)
     parser.add_argument("out", nargs="+", help="folders of comparisons or of sweeps of p_m")
     parser.add_argument("--figure", required=True, help="the file to write, such as spectrum.png")
     args = parser.parse_args(argv)
-    draw_panels(args.figure, panels_of(args.out))
+    panels, sweeps = [], []
+    for out in args.out:
+        rows, sweep = read_rows(f"{out}/results.json"), read_rows(f"{out}/vary-p_m.json")
+        config = read_json(f"{out}/config.json")
+        if not config or not rows + sweep:
+            raise InputError(f"{out}: expected config.json, and results.json or vary-p_m.json")
+        if rows:
+            folders = folders_of(out, rows, config["seeds"])
+            curves = {name: read_curve(runs) for name, runs in folders.items()}
+            panels.append(panel_of(config["data"], rows, curves))
+        sweeps += sweep
+    if sweeps:
+        panels.append(spectrum(sweeps))
+    draw_panels(args.figure, panels)
     print(f"wrote {args.figure}")
 
 

@@ -122,10 +122,12 @@ def lock_folders(folders, locks: ExitStack) -> None:
 
 
 def begin_folder(folder: str, config: dict) -> None:
-    """Remove what an earlier run has left, because results must not outlive it."""
-    for name in FILES:
-        with suppress(FileNotFoundError):
-            os.remove(f"{folder}/{name}")
+    """Remove what an earlier run has left, because results must not outlive it; --init's file, which
+    may lie there, is replaced later."""
+    for path in (f"{folder}/{name}" for name in FILES):
+        if os.path.realpath(path) != os.path.realpath(config["init"]):
+            with suppress(FileNotFoundError):
+                os.remove(path)
     write_json(config, f"{folder}/config.json")
 
 
@@ -278,12 +280,13 @@ def show(run: Run, progress: Progress, row: dict) -> bool:
 
 class Stop:
     """Ctrl-C, SIGTERM, SIGHUP: the first asks the loop to stop after the update that runs, the
-    second leaves at once."""
+    second leaves at once. One that is ignored, as nohup does, stays so."""
     SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
     asked = False
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.ask) for number in self.SIGNALS}
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self.ask) for number in heard}
         return self
 
     def __exit__(self, *_):

@@ -239,8 +239,8 @@ def test_a_run_that_diverges_in_a_sweep_does_not_keep_the_others(folder, tmp_pat
     for _ in range(2):
         train_only(words)
         rows = {row["value"]: row for row in read_rows(tmp_path, f"vary-{flag}.json")}
-        assert [*rows] == [*values] and not rows["1e-3"]["diverged"]
-        assert rows["1e30"]["diverged"] and rows["1e30"]["test_reward"] is None
+        assert [*rows] == [*values] and rows["1e-3"]["val_reward"] is not None
+        assert rows["1e30"]["val_reward"] is rows["1e30"]["test_reward"] is None
         line = f"{name}-{flag}_1e30: the loss is not finite at step 2; try a smaller --{flag}"
         assert capsys.readouterr().out.count(line) == 1
 
@@ -330,7 +330,7 @@ NO_FIT = "weights and shape do not fit ("
     (torch.nn.Linear(2, 2), NO_FILE), ([1], NONE), ({"T": None, "part": True}, NONE),
     ({"config": [1]}, "a checkpoint of an earlier edition"),
     ({"gpt": {"n_embd": 32}}, NO_FIT), ({"gpt": {"n_head": 3}}, NO_FIT),
-    ({"gpt": {"n_head": 0}}, NO_FIT), ({"tokenizer": 5}, f"{NO_FIT}expected a tokenizer's"),
+    ({"gpt": {"n_head": 0}}, NO_FIT), ({"tokenizer": 5}, NO_FIT),
     ({"T": 64}, "its longest text T does not fit"), ({"T": "9"}, "longest text T does not fit"),
     ({"model": {"ln_f.bias": torch.full((16,), torch.nan)}}, "some weights are not finite"),
     ({"config": {"K": -3}}, "bad.pt: its config: --K -3: expected a whole number"),

@@ -53,8 +53,7 @@ def scripts(text: str) -> list[str]:
 
 def node(out: str, code: str, given):
     """`answer` after the page's method and this code, with the page's data in `json` and `live`."""
-    if shutil.which("node") is None:
-        pytest.skip("there is no node here to run the page's JavaScript")
+    shutil.which("node") or pytest.skip("there is no node here to run the page's JavaScript")
     json_text, method, view = scripts(page.make_page(out, ["online", "masked"]))
     head = ("const [json, given] = JSON.parse(require('fs').readFileSync(0)); let answer;\n"
             "{ const { live } = JSON.parse(json);")
@@ -121,12 +120,11 @@ def test_update_given_the_same_uniforms(out, tab):
     how = json.loads(scripts(page.make_page(out, []))[0])["tabs"][tab]
     how |= {"static": {"adv_scale": "none"}, "full": {"baseline": "loo"}}.get(tab, {})
     batch = data.make_batch([r], [r.static[0]], [r.static[:1]], policy.tok, T)
-    length, full = int(batch.static_len), how["observation"] == "full"
+    lengths, length, p_m = batch.static_len[0], int(batch.static_len), how["p_m"]
     static = torch.cat([batch.static[0], torch.full((1, T - length), policy.tok.pad)], 1)
     coins, u, R = uniform(1, T, seed=3), uniform(1, K, T, seed=4), uniform(1, K, seed=5)
-    mask = sorl.sample_mask(coins, torch.tensor([T + 1 if full else length]), how["p_m"])
-    if tab == "tail":
-        mask = sorl.sample_tail(coins[:, 0], batch.static_len[0], T, how["p_m"])
+    mask = sorl.sample_tail(coins[:, 0], lengths, T, p_m) if tab == "tail" else sorl.sample_mask(
+        coins, lengths + T * (how["observation"] == "full"), p_m)
     given = policy.model.half().float(), batch.src, batch.pad  # the weights of the page
     fed, decoded = sorl.feed(*given, static, mask, u, how["observation"])
     logits = sorl.target_logits(*given, fed).detach().requires_grad_()
@@ -136,24 +134,27 @@ def test_update_given_the_same_uniforms(out, tab):
     found = node(out, """const { how, length, text, source, R, mask } = given;
         const gpt = new GPT(live, live.weights.base), run = sample(gpt, source, text, how, given);
         const A = advantage(R, how), { fed, acted } = run.samples[0];
+        const masks = [0, .5, 1].map(p => sampleMask(mask, length, p));
         const tails = mask.map(u => sampleTail(u, length, 24, .6));
-        answer = { ...run, tails, pushes: acted.map((_, t) => {
+        answer = { ...run, masks, tails, pushes: acted.map((_, t) => {
           const { all, of } = collect(run.samples, A, t, 0), full = how.observation === "full";
           const p = softmax(gpt.logits([...source, ...fed.slice(0, t)]), full);
           return Array.from(p, (pi, v) => of(v).A - pi * all.A);
         }) };""", {"how": how, "length": length, **{k: x[0].tolist() for k, x in tensors.items()}})
     assert found["mask"] == mask[0].tolist() and found["fp"] == int(rollout.fp)
-    assert found["tails"] == sorl.sample_tail(coins[0], torch.tensor([length]), T, .6).tolist()
+    assert found["masks"] == [sorl.sample_mask(coins, lengths, p)[0].tolist() for p in (0, .5, 1)]
+    assert found["tails"] == sorl.sample_tail(coins[0], lengths, T, .6).tolist()
     assert [of["tokens"] for of in found["samples"]] == rollout.tokens[0].tolist()
     for t in rollout.acted[0, 0].nonzero()[:, 0]:
-        push = -K * logits.grad[(fed[:, :t] == fed[0, :t]).all(1), t].sum(0)  # of this state
-        assert (torch.tensor(found["pushes"][t]) - push).abs().max() < 1e-4
+        push = K * logits.grad[(fed[:, :t] == fed[0, :t]).all(1), t].sum(0)  # of this state
+        assert (torch.tensor(found["pushes"][t]) + push).abs().max() < 1e-4
 
 
-def test_without_models(out, monkeypatch):
-    """Another script, or too large: the curves and texts, and a sentence that says why."""
-    for name, value in (("blind_to", lambda *_: "too many scripts"), ("LARGEST", 10)):
+def test_without_models(out, monkeypatch):  # another script, or too large: a sentence says why
+    monkeypatch.setattr(page, "SIZE", 50_000)  # a page that is full carries the base alone
+    assert [*json.loads(scripts(page.make_page(out, []))[0])["live"]["weights"]] == ["base"]
+    for name, value in (("blind_to", lambda *_: "no page"), ("LARGEST", 10)):
         monkeypatch.setattr(page, name, value)
         content = json.loads(scripts(page.make_page(out, []))[0])
-        assert not content["live"] and "too many" in content["why_not"] and content["courses"]
+        assert not content["live"] and "page" in content["why_not"] and content["courses"]
     pytest.raises(data.InputError, page.make_page, f"{out}/base", [])  # one run's folder

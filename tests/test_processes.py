@@ -205,7 +205,8 @@ def test_a_mistake_that_all_have_is_a_line_of_each(tmp_path, words, expected):
 
 def test_a_run_that_diverges_is_a_row_of_both(folder, base, tmp_path):
     ended = group(lambda rank: run(folder, base, tmp_path / "o", "--lr", "1e30"), tmp_path)
-    assert [code for code, _, _ in ended] == [0, 0] and read_rows(tmp_path / "o")[-1]["diverged"]
+    assert [code for code, _, _ in ended] == [0, 0] and read_rows(
+        tmp_path / "o")[-1]["val_reward"] is None
 
 
 def test_world_size_without_torchrun_says_nothing(folder, base, tmp_path):

@@ -124,8 +124,9 @@ def test_a_row_sees_what_does_not_fall(measured):
 def test_p1_tokens_in_closed_form(K, p, T, L):
     full, masked = theory.counted("full", K, p, T, L), theory.counted("masked", K, p, T, L)
     t = np.arange(T)
-    last = p * (1 - p) ** (T - 1 - t)  # t is the last action; the K samples share the prompt
-    assert full["tokens"] == pytest.approx(last @ (L + K * t))
+    first, last = p * (1 - p) ** t, p * (1 - p) ** (T - 1 - t)  # t is the first action, the last
+    # The K samples share the prompt and what is kept before the first action.
+    assert full["tokens"] == pytest.approx(last @ (L + K * t) - first @ ((K - 1) * t))
     assert full["fp"] == pytest.approx(K * T * p) and full["fp_grad"] == pytest.approx(K)
     assert masked == pytest.approx(dict(fp=1, fp_grad=0, rows=1, tokens=L + T))
 
