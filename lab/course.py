@@ -31,8 +31,8 @@ from pathlib import Path
 import data
 from data import InputError, forecast
 from lab.cli import Parser, flags_of, run_command
-from lab.files import COSTS, read_json, write_json, write_text
-from lab.report import LEVEL, first_reach, read_curve
+from lab.files import read_json, write_json, write_text
+from lab.report import LEVEL, read_lines
 from lab.settings import BASE, NOT_TUNING, Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,8 +62,7 @@ def blanked(source: str, functions) -> str:
     lines = source.splitlines(keepends=True)
     for node in reversed(ast.parse(source).body):
         if isinstance(node, ast.FunctionDef) and node.name in functions:
-            docstring = node.body[0]
-            lines[docstring.end_lineno:node.end_lineno] = ["    raise NotImplementedError\n"]
+            lines[node.body[0].end_lineno:node.end_lineno] = ["    raise NotImplementedError\n"]
     return "".join(lines)
 
 
@@ -94,7 +93,6 @@ def verdict(sources: dict[str, bytes], number: str) -> tuple[bool, str]:
     name, function = HANDED_IN[exercise.file], exercise.function
     if name not in sources:
         return False, f"{name} was not handed in"
-
     # The check compares with a copy of ours. A submission that fetches ours gets this one.
     def taken(*args, **kwargs):
         raise AssertionError("this calls the project's own function; write yours anew")
@@ -269,9 +267,7 @@ def secret_data(secret: int, folder: str) -> None:
 
 def run_training(words: list[str], sorl: str = "") -> None:
     """train.py with these words, with sorl.py or the given file. Raises InputError if it fails."""
-    env = dict(os.environ)
-    if sorl:
-        env |= {"SORL": Path(sorl).stem, "PYTHONPATH": os.path.dirname(os.path.abspath(sorl))}
+    env = os.environ | {"SORL": Path(sorl).stem, "PYTHONPATH": str(Path(sorl).resolve().parent)}
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words], env=env,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
@@ -310,12 +306,16 @@ def leaderboard(paths: list[str], secret: int) -> None:
                 print(f"{path}: {e}", flush=True)
         rows = []
         for name, folders in runs.items():
-            curve = read_curve(folders)
-            at = first_reach(curve, LEVEL) or dict.fromkeys(COSTS, float("inf"))
-            rows.append((at["fp"], at["tokens"], at["seconds"], curve["val_reward"][-1], name))
-    print(f"{'entry':<24}{'FPs':>9}{'tokens':>12}{'seconds':>9}{'last reward':>13}")
-    for fp, tokens, seconds, last, name in sorted(rows):
-        print(f"{name:<24}{fp:>9,.0f}{tokens:>12,.0f}{seconds:>9.1f}{last:>13.3f}")
+            costs = []
+            for folder in folders:
+                lines = read_lines(f"{folder}/metrics.jsonl", "fp", "tokens", "val_reward")
+                reached = [(line["fp"], line["tokens"]) for line in lines
+                           if line["val_reward"] is not None and line["val_reward"] >= LEVEL]
+                costs.append(min(reached, default=(float("inf"), float("inf"))))
+            rows.append((*sorted(costs)[len(costs) // 2], name))
+    print(f"{'entry':<24}{'FPs':>9}{'tokens':>12}")
+    for fp, tokens, name in sorted(rows):
+        print(f"{name:<24}{fp:>9,.0f}{tokens:>12,.0f}")
 
 
 def command(argv: list[str]) -> None:
