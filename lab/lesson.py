@@ -117,8 +117,9 @@ def cost(T: int = 21) -> str:
     for name in SETTINGS:
         cfg = make_config({"data": "forecast"}, name)
         written = (cfg.steps - 1) // cfg.refresh if cfg.refresh else 0  # how often
+        drawn = T * cfg.p_m + (0.5 if cfg.mask == "tail" else 0)  # per text; cuts are rounded down
         each = {"mle": 0, "offline": cfg.num_static, "masked": 1, "static": 1,
-                "refresh": 1 + written * T / cfg.steps}.get(name, cfg.K * T * cfg.p_m / cfg.reuse)
+                "refresh": 1 + written * T / cfg.steps}.get(name, cfg.K * drawn / cfg.reuse)
         found = [row["fp"] for row in rows if row["name"] == name]
         measured = f"{mean(found):>11,.0f}" if found else ""
         lines.append(f"{name:<8}{each:>12.1f}{cfg.steps:>10}{cfg.batch_size:>10}"

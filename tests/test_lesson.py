@@ -78,12 +78,12 @@ def test_neighbours():
 
 
 def test_cost_is_what_was_measured():
-    """Formulas by the flags of the main job, and FPs that runs counted: within two percent."""
+    """Formulas by the flags of the main job, and FPs that runs counted: within three percent."""
     rows = {line.split()[0]: numbers(line) for line in lesson.cost().splitlines()[1:]}
     measured = {name: row for name, row in rows.items() if len(row) == 5}
     assert {"offline", "online", "full", "masked", "static", "refresh"} <= measured.keys()
     for name, (*_, formula, counted) in measured.items():
-        assert formula == pytest.approx(counted, rel=0.02), name
+        assert formula == pytest.approx(counted, rel=0.03), name
         assert name not in ("masked", "static", "offline") or formula == counted
     each, updates, sources, total = rows["tail"][:4]
     assert total == each * updates * sources > 0
