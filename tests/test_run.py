@@ -174,6 +174,15 @@ def test_a_signal_in_the_last_update_stops_the_command(folder, tmp_path, name, s
         assert same_run(tmp_path / "whole" / each, tmp_path / "cut" / each)
 
 
+def test_under_nohup_a_hangup_stops_nothing(folder, base, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        words = command(folder, base, tmp_path / "o", *STOPPED)
+        assert signalled(words, tmp_path / "child", 5, [signal.SIGHUP])[::2] == (0, "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_reader_who_leaves_stops_the_run(folder, base, tmp_path):
     """Such as head: saved at once, with a code that is not 0 and no traceback."""
     reader, writer = os.pipe()
@@ -296,6 +305,20 @@ def test_results_do_not_outlive_their_run(folder, base, tmp_path):
     whole = tmp_path / "whole"
     run(folder, base, whole, "--p_m", "0.8", "--steps", "3")
     assert same_run(whole / "masked", tmp_path / "masked")
+
+
+def test_anew_does_not_lose_the_base_that_init_keeps(folder, base, tmp_path, monkeypatch):
+    """Stopped before anything was written."""
+    run(folder, base, tmp_path)
+    best = tmp_path / "base/best.pt"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train.Run, "load", stopped)
+        run(folder, str(best), tmp_path, "--anew")
+    assert run(folder, str(best), tmp_path, "--anew")["steps"] == 6
+    assert same(weights(best), weights(base))
 
 
 @pytest.mark.parametrize("save_every", ["3", "1"])
