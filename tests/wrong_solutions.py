@@ -98,7 +98,6 @@ upside down :: .9 and :: return ( :: return sorl.kl_divergence(base_logits, logi
 0 · infinity is nan :: got nan :: ratio.masked_fill(logp == -torch.inf, 0) :: ratio
 the logarithm of 0 :: certain logits :: (base_logits[at]) :: (base_logits[at]).exp().log()
 the first text learns :: gradient of logits :: (logits[at]) :: (first(logits)[at])
-rounds :: in bfloat16 :: (logp.exp() :: (logp.exp().to(logits.dtype)
 no gradient :: got no gradient :: (logp.exp() :: (logp.detach().exp()
 ## 10
 never starts again :: mask [1, 1, 0 :: return depth :: return mask.long().cumsum(1) * mask
@@ -154,7 +153,6 @@ needs `before` :: no `before`: got TypeError :: before is None :: False
 one update late :: update 2, masked_from=2 :: step >= cfg :: step > cfg
 never masks :: update 3, masked_from=0 :: run.step >= cfg.masked_from :: False
 fed as the run is :: observation=static :: "masked" :: cfg.observation
-another key :: the loss :: cfg.seed, number :: cfg.seed, run.step
 no gradient :: got no gradient :: mle_loss(logits :: mle_loss(logits.detach()
 two passes over each row :: the rows that went :: sorl.target_logits( :: push_twice(
 forgets the device :: made without device= :: .to(policy.device) ::
