@@ -93,8 +93,8 @@ def make_page(out: str, chosen: list[str]) -> str:
             or asdict(make_config({"data": config["data"]}, name)) for name in TABS}
     why_not = why_not_live(policies["base"], records)
     content = {
-        "data": config["data"], "seed": seed, "reward": config["reward"], "why_not": why_not,
-        "live": None if why_not else encode_models(policies),
+        "data": Path(config["data"]).name, "seed": seed, "reward": config["reward"],
+        "why_not": why_not, "live": None if why_not else encode_models(policies),
         "records": [[r.source, r.references, r.static] for r in records],
         "tabs": {name: {flag: of[flag] for flag in FLAGS} for name, of in tabs.items()},
         "courses": {name: read_course(f"{home}/{name}", name) for name in rows}}
