@@ -42,12 +42,12 @@ def read_lines(path: str) -> list[dict]:
 def read_course(folder: str, name: str) -> dict:
     """A run's evaluations (step, FPs, reward), the greedy texts of each, its look in figures."""
     points = [(row["step"], row["fp"], round(row["val_reward"], 4))
-              for row in read_lines(f"{folder}/metrics.jsonl") if row["val_reward"] is not None]
+              for row in read_lines(f"{folder}/metrics.jsonl") if row.get("val_reward") is not None]
     points = points[::-1][::1 + len(points) // EVALUATIONS][::-1]  # the last one stays
     texts = {row["step"]: row["texts"][:SOURCES] for row in read_lines(f"{folder}/texts.jsonl")}
     color, dash = style(name)["color"], style(name)["linestyle"]
-    return {"points": points, "texts": [texts[step] for step, *_ in points], "color": color,
-            "dash": DASHES[dash] if isinstance(dash, str) else dash[1]}
+    return {"points": points, "texts": [texts.get(step, []) for step, *_ in points],
+            "color": color, "dash": DASHES[dash] if isinstance(dash, str) else dash[1]}
 
 
 def choose_settings(rows: list[dict]) -> list[str]:
@@ -93,8 +93,8 @@ def make_page(out: str, chosen: list[str]) -> str:
             or asdict(make_config({"data": config["data"]}, name)) for name in TABS}
     why_not = why_not_live(policies["base"], records)
     content = {
-        "data": config["data"], "seed": seed, "reward": config["reward"], "why_not": why_not,
-        "live": None if why_not else encode_models(policies),
+        "data": Path(config["data"]).name, "seed": seed, "reward": config["reward"],
+        "why_not": why_not, "live": None if why_not else encode_models(policies),
         "records": [[r.source, r.references, r.static] for r in records],
         "tabs": {name: {flag: of[flag] for flag in FLAGS} for name, of in tabs.items()},
         "courses": {name: read_course(f"{home}/{name}", name) for name in rows}}
