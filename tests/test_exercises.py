@@ -503,7 +503,7 @@ def tiny_update():
     tok = Tokenizer.train([text for r in records for text in (r.source, *r.references)], 300)
     for seed in (0, 1):
         torch.manual_seed(seed)
-        models.append(GPT(GPTConfig(tok.vocab_size, 64, 1, 2, 16)).eval())
+        models.append(GPT(GPTConfig(tok.vocab_size, 64, 1, 2, 16, init_std=0.06)).eval())
         with torch.no_grad():
             for p in models[-1].parameters():
                 p.mul_(3.0)
