@@ -119,9 +119,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, base, tmp_path, capsy
 STOPPED = [*flags_of("tail refresh"), "--steps", "8"]  # new texts every 4 updates, samples every 2
 
 
-def signalled(words, folder, step, kinds=(signal.SIGINT,), name="tail"):
+def signalled(words, folder, step, kinds=(signal.SIGINT,), name="tail", handler=signal.SIG_DFL):
     """The command in a child, which gets these signals in an update of the run of this name -> exit
-    code, stdout, stderr."""
+    code, stdout, stderr. handler: what it has inherited for them."""
     def work():
         log = train.Run.log
 
@@ -131,8 +131,8 @@ def signalled(words, folder, step, kinds=(signal.SIGINT,), name="tail"):
                 for kind in kinds:
                     os.kill(os.getpid(), kind)
         train.Run.log = log_and_signal
-        for kind in kinds:  # also if the tests run under nohup, which ignores a hangup
-            signal.signal(kind, signal.SIG_DFL)
+        for kind in kinds:
+            signal.signal(kind, handler)
         train.main(words)
     return Child(work, folder).end()
 
@@ -175,12 +175,9 @@ def test_a_signal_in_the_last_update_stops_the_command(folder, tmp_path, name, s
 
 
 def test_under_nohup_a_hangup_stops_nothing(folder, base, tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        words = command(folder, base, tmp_path / "o", *STOPPED)
-        assert signalled(words, tmp_path / "child", 5, [signal.SIGHUP])[::2] == (0, "")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    words = command(folder, base, tmp_path / "o", *STOPPED)
+    ended = signalled(words, tmp_path / "child", 5, [signal.SIGHUP], handler=signal.SIG_IGN)
+    assert ended[::2] == (0, "")
 
 
 def test_a_reader_who_leaves_stops_the_run(folder, base, tmp_path):
