@@ -13,51 +13,43 @@ import train
 import torch
 
 from data.tokenizer import Tokenizer
-from model import EOS, MASK, PAD, SEP, load_gpt2
+from model import DTYPES, EOS, MASK, PAD, SEP, load_gpt2
 from runs import folder, metrics, refused, same, state  # noqa: F401
 
 CONFIG = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
-              vocab_size=23, n_positions=12, n_embd=8, n_layer=2, n_head=2, n_ctx=12,
-              attn_pdrop=0.1, tie_word_embeddings=True)
+              vocab_size=23, n_positions=12, n_embd=8, n_layer=2, n_head=2, n_ctx=12)
 
 
-def shapes_of(config: dict) -> dict[str, list[int]]:
-    """GPT-2's names and shapes: layers as (in,out)."""
+def tensors_of(config) -> dict[str, torch.Tensor]:
+    """GPT-2's names and shapes, layers as (in,out), and numbers that look drawn: sines."""
     C, V, T = config["n_embd"], config["vocab_size"], config["n_positions"]
-    shapes = {"wte.weight": [V, C], "wpe.weight": [T, C]}
+    shapes, tensors, k = {"wte.weight": (V, C), "wpe.weight": (T, C)}, {}, 0
     for i in range(config["n_layer"]):
-        layers = {"ln_1": [C], "attn.c_attn": [C, 3 * C], "attn.c_proj": [C, C],
-                  "ln_2": [C], "mlp.c_fc": [C, 4 * C], "mlp.c_proj": [4 * C, C]}
-        for name, shape in layers.items():
+        for name, shape in (("ln_1", (C,)), ("attn.c_attn", (C, 3 * C)), ("attn.c_proj", (C, C)),
+                            ("ln_2", (C,)), ("mlp.c_fc", (C, 4 * C)), ("mlp.c_proj", (4 * C, C))):
             shapes |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[-1:]}
-    return shapes | {"ln_f.weight": [C], "ln_f.bias": [C]}
-
-
-def numbers(shapes: dict[str, list[int]]) -> dict[str, list[float]]:
-    """Numbers that look drawn, the same everywhere: sines, four times as dense for the layers."""
-    values, k = {}, 0
-    for name, shape in shapes.items():
+    for name, shape in (shapes | {"ln_f.weight": (C,), "ln_f.bias": (C,)}).items():
         n = math.prod(shape)
-        values[name] = [round(0.6 * math.sin(0.7 * (k + i) ** 1.1), 4) for i in range(n)]
-        if "ln_" in name and name.endswith("weight"):
-            values[name] = [1 + value / 2 for value in values[name]]
+        values = [round(0.6 * math.sin(0.7 * (k + i) ** 1.1), 4) for i in range(n)]
+        around = 1 if "ln_" in name and name.endswith("weight") else 0
+        tensors[name] = around + torch.tensor(values).view(shape) / (1 + around)
         k += n
-    return values
+    return tensors
 
 
-def write_weights(path, config=CONFIG, prefix="", dtype=torch.float32, without="", more=()):
-    """config.json and model.safetensors: 8 bytes of length, a JSON header, the numbers."""
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config))
-    header, content, shapes = {"__metadata__": {"format": "pt"}}, b"", shapes_of(config)
-    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    tensors = {prefix + name: (names[dtype], shapes[name], torch.tensor(values).to(dtype))
-               for name, values in numbers(shapes).items() if name != without} | dict(more)
-    for name, (kind, shape, tensor) in tensors.items():
-        raw = bytes(tensor.view(torch.uint8).tolist())
-        header[name] = dict(dtype=kind, shape=shape,
+def write_weights(path, tensors=None, dtype=torch.float32, **config):
+    """config.json, without what is None, and model.safetensors; bytes stay bytes."""
+    config, header, content = CONFIG | config, {"__metadata__": {"format": "pt"}}, b""
+    names = {torch_type: name for name, torch_type in DTYPES.items()} | {torch.uint8: "U8"}
+    for name, tensor in (tensors or tensors_of(config)).items():
+        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        header[name] = dict(dtype=names[tensor.dtype], shape=[*tensor.shape],
                             data_offsets=[len(content), len(content) + len(raw)])
         content += raw
+    path.mkdir(exist_ok=True)
+    config = {name: value for name, value in config.items() if value is not None}
+    (path / "config.json").write_text(json.dumps(config))
     raw = json.dumps(header).encode()
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + content)
     return path
@@ -78,8 +70,9 @@ def write_vocabulary(path, pairs: list[tuple[bytes, bytes]]):
 
 PAIRS = [(b"t", b"h"), (b" ", b"th"), (b" th", b"e"), (b"i", b"n"), (b"in", b"g"), (b" ", b" "),
          (b"\xc3", b"\xa9"), (b"1", b"2"), (b"'", b"t"), (b"\n", b"\n"), (b"th", b"ing")]
-IDS = [3, 17, 0, 9, 21, 5, 11]
-LOGITS = {  # (column, id) -> logit: of all seven, and of the last five after two of padding
+
+
+LOGITS = {  # (column, id) -> logit: of all seven ids, and of the last five after two of padding
     0: {(0, 1): 0.32206, (0, 22): 0.85855, (3, 1): -0.32803, (3, 22): -0.84856,
         (6, 1): -0.69022, (6, 22): -1.55648},
     2: {(2, 1): 0.58089, (2, 22): 0.90115, (4, 1): -0.23344, (4, 22): -0.93035,
@@ -89,57 +82,72 @@ LOGITS = {  # (column, id) -> logit: of all seven, and of the last five after tw
 @pytest.mark.parametrize("skip", LOGITS)
 def test_logits_are_those_of_transformers(tmp_path, skip):
     """Beside a longer row, after left padding. Id 22, the last of GPT-2's, is our EOS."""
-    model = load_gpt2(str(write_weights(tmp_path))).eval()
-    V = model.config.vocab_size
-    rows = torch.tensor([IDS, [V + PAD] * skip + IDS[skip:]])
+    model, ids = load_gpt2(str(write_weights(tmp_path))).eval(), [3, 17, 0, 9, 21, 5, 11]
+    rows = torch.tensor([ids, [model.config.vocab_size + PAD] * skip + ids[skip:]])
     logits = model(rows, torch.tensor([0, skip]))[1]
     for (t, i), value in LOGITS[skip].items():
         assert logits[t, EOS if i == 22 else i].item() == pytest.approx(value, abs=1e-4)
 
 
-def test_special_rows_and_training(tmp_path):
+def test_embeddings_and_gradients(tmp_path):
     """PAD, SEP and MASK are the mean embedding, EOS is <|endoftext|>, the others are as stored."""
-    model = load_gpt2(str(write_weights(tmp_path)))
-    wte, ours = torch.tensor(numbers(shapes_of(CONFIG))["wte.weight"]).view(23, 8), model.wte.weight
+    model, wte = load_gpt2(str(write_weights(tmp_path))), tensors_of(CONFIG)["wte.weight"]
+    ours = model.wte.weight
     assert model.config.vocab_size == len(ours) == 26 and model.config.block_size == 12
     assert torch.equal(ours[:22], wte[:22]) and torch.equal(ours[EOS], wte[22])
-    assert all(torch.allclose(ours[i], wte.mean(0), atol=1e-6) for i in (PAD, SEP, MASK))
-    model(torch.tensor([IDS])).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert torch.allclose(ours[[PAD, SEP, MASK]], wte.mean(0), atol=1e-6)
+    model(torch.tensor([[3, 17]])).sum().backward()
+    assert all(p.grad is not None and p.is_contiguous() for p in model.parameters())
 
 
-@pytest.mark.parametrize("dtype, error", [(torch.float16, 2 ** -11), (torch.bfloat16, 2 ** -7)])
-def test_half_precision_and_other_names(tmp_path, dtype, error):
-    """With `transformer.` in front, with the causal masks that transformers may add."""
-    whole = load_gpt2(str(write_weights(tmp_path / "whole"))).state_dict()
-    more = {"transformer.h.0.attn.bias": ("U8", [4], torch.ones(4, dtype=torch.uint8))}
-    half = write_weights(tmp_path / "half", prefix="transformer.", dtype=dtype, more=more)
-    for name, tensor in load_gpt2(str(half)).state_dict().items():
-        assert tensor.dtype == torch.float32
-        assert torch.allclose(tensor, whole[name], rtol=error, atol=error), name
+def test_files_that_vary(tmp_path):
+    """Half precision, `transformer.` before the names, causal masks, the head that is wte again."""
+    plain = load_gpt2(str(write_weights(tmp_path))).state_dict()
+    for dtype, error in ((torch.float16, 2 ** -11), (torch.bfloat16, 2 ** -7)):
+        half = load_gpt2(str(write_weights(tmp_path, dtype=dtype))).state_dict()
+        for name, tensor in plain.items():
+            assert half[name].dtype == torch.float32
+            assert torch.allclose(half[name], tensor, rtol=error, atol=error), name
+    more = {f"transformer.{name}": tensor for name, tensor in tensors_of(CONFIG).items()}
+    more |= {"transformer.h.0.attn.bias": torch.ones(1, 1, 12, 12).byte(),
+             "transformer.h.1.attn.bias": torch.ones(1, 1, 12, 12),
+             "transformer.h.1.attn.masked_bias": torch.tensor(-1e4),
+             "lm_head.weight": tensors_of(CONFIG)["wte.weight"]}
+    assert same(load_gpt2(str(write_weights(tmp_path, more))).state_dict(), plain)
 
 
 @pytest.mark.parametrize("change, expected", [
-    (dict(model_type="llama"), "expected model_type 'gpt2', found 'llama'"),
+    (dict(model_type="gpt_neo"), "expected model_type 'gpt2', found 'gpt_neo'"),
+    (dict(model_type=None), "expected model_type 'gpt2', found None"),
     (dict(activation_function="relu"), "expected activation_function 'gelu_new', found 'relu'"),
+    (dict(layer_norm_epsilon=1e-6), "expected layer_norm_epsilon 1e-05, found 1e-06"),
+    (dict(scale_attn_weights=False), "expected scale_attn_weights True"),
+    (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx False"),
     (dict(tie_word_embeddings=False), "expected tie_word_embeddings True"),
+    (dict(n_layer=None), "config.json: expected GPT-2's configuration"),
+    (dict(n_layer=[2]), "config.json: expected GPT-2's configuration"),
     (dict(n_layer=3), "h.2.ln_1.weight: expected shape (8,), found none"),
     (dict(n_layer=1), "'h.1.ln_1.weight': the network of config.json has none"),
-    (dict(n_embd=16), "wte.weight: expected shape (23, 16), found (23, 8)")])
+    (dict(vocab_size=24), "wte.weight: expected shape (24, 8), found (23, 8)"),
+    (dict(n_positions=99), "wpe.weight: expected shape (99, 8), found (12, 8)"),
+])
 def test_another_network_is_refused(tmp_path, change, expected):
-    write_weights(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
+    write_weights(tmp_path, tensors_of(CONFIG), **change)
     with pytest.raises(ValueError) as e:
         load_gpt2(str(tmp_path))
     assert expected in str(e.value) and "\n" not in str(e.value) and str(tmp_path) in str(e.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\2" + b"pickle" * 9, b"\xff" * 64, b"<!DOCTYPE html>",
-                                     struct.pack("<Q", 2) + b"{}", None])
-def test_a_file_of_another_kind_is_refused(tmp_path, content):
-    path = write_weights(tmp_path) / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] if content is None else content)
-    with pytest.raises(ValueError, match=r"model.safetensors: [^\n]*$"):
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", ["missing", "cut short", b"", b"<!DOCTYPE html>",
+                                     b"\x80\2" + b"pickle" * 9, struct.pack("<Q", 2) + b"[]"])
+def test_a_file_of_another_kind_is_refused(tmp_path, name, content):
+    path = write_weights(tmp_path) / name
+    if content == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] if content == "cut short" else content)
+    with pytest.raises(ValueError, match=rf"{name}: expected [^\n]*$"):
         load_gpt2(str(tmp_path))
 
 
@@ -175,8 +183,8 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, name, old, new):
 def test_from_gpt2_to_a_finished_masked_run(folder, tmp_path, capsys):
     """The base starts from the weights; a folder that was moved is the same base, and other
     weights are another."""
-    small = CONFIG | dict(vocab_size=257 + len(PAIRS), n_positions=64, n_embd=12, n_head=3)
-    gpt2 = write_vocabulary(write_weights(tmp_path / "gpt2", small), PAIRS)
+    small = dict(vocab_size=257 + len(PAIRS), n_positions=64, n_embd=12, n_head=3)
+    gpt2 = write_vocabulary(write_weights(tmp_path / "gpt2", **small), PAIRS)
     words = ["--data", folder, "--settings", "masked", "--out", str(tmp_path / "out"), *(
         "--batch_size 4 --steps 4 --eval_every 2 --eval_size 6 --base_steps 4 --base_batch 8 --K 3 "
         "--device cpu --pretrained").split()]
@@ -185,7 +193,7 @@ def test_from_gpt2_to_a_finished_masked_run(folder, tmp_path, capsys):
     assert base["gpt"]["n_head"] == 3 and base["tokenizer"] == Tokenizer.load(str(gpt2)).ranks
     assert len(metrics(tmp_path / "out/masked")) == 5
     train.main([*words, str(shutil.move(gpt2, tmp_path / "elsewhere"))])
-    write_weights(tmp_path / "elsewhere", small, dtype=torch.bfloat16)
+    write_weights(tmp_path / "elsewhere", dtype=torch.bfloat16, **small)
     assert "another config (data_hash" in refused(capsys, *words, str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere/merges.txt").unlink()
     assert "merges.txt" in refused(capsys, *words, str(tmp_path / "elsewhere"))

@@ -9,15 +9,16 @@ from conftest import V, prompts, texts_of, uniform
 from model import EOS, GPT, MASK, PAD, SEP, Cache, GPTConfig, draw, finish, generate, log_probs
 
 
+@pytest.mark.parametrize("columns", [0, 10])
 @pytest.mark.parametrize("pads", [(0, 0), (0, 3), (2, 5)])
-def test_cached_and_uncached_logits_agree(tiny, pads):
+def test_cached_and_uncached_logits_agree(tiny, pads, columns):
     """Columns pushed one at a time, in chunks or all at once, on padded rows too."""
     src, pad = (uniform(2, 10) * 10).long(), torch.tensor(pads)
     inside = torch.arange(10) >= pad[:, None]  # logits of padding mean nothing
     src[~inside] = V + PAD
     whole = tiny(src, pad)
     for cuts in ([1] * 10, [4, 1, 5], [10]):
-        cache = Cache(10)
+        cache = Cache(columns)
         parts = [tiny(columns, pad, cache) for columns in src.split(cuts, 1)]
         assert (torch.cat(parts, 1) - whole)[inside].abs().max() < 1e-5
 
@@ -54,8 +55,13 @@ def test_what_was_pushed_is_counted(tiny):
 
 
 def test_too_long_a_row_is_refused(tiny):
-    with pytest.raises(ValueError, match="33 tokens does not fit block_size 32"):
-        tiny(torch.zeros(1, 33, dtype=torch.long))
+    """Left padding is no part of a row."""
+    row = torch.zeros(1, 33, dtype=torch.long)
+    for pad in (None, torch.tensor([0])):
+        with pytest.raises(ValueError, match="33 tokens does not fit block_size 32"):
+            tiny(row, pad)
+    row[:, 0] = V + PAD
+    assert torch.allclose(tiny(row, torch.tensor([1]))[:, 1:], tiny(row[:, 1:]), atol=1e-5)
 
 
 def test_tied_embeddings_and_parameter_count():
@@ -110,65 +116,95 @@ def test_finish_by_hand():
     assert lengths.tolist() == [2, 4, 1]
 
 
-@pytest.mark.parametrize("K, T, how", [
-    (1, 9, {}), (3, 12, dict(temperature=1.5)), (4, 20, dict(temperature=0.7, top_k=3)),
-    (2, 1, {}), (2, 6, dict(end=False))])
-def test_generate_with_and_without_cache(tiny, K, T, how):
-    """The same texts; without a cache as many rows are pushed as tokens are drawn: FPs."""
-    src, pad = prompts([5, 2, 9, 1])
-    cached = generate(tiny, src, pad, T, uniform(4, K, T), **how)
-    tiny.pushed.zero_()
-    assert torch.equal(generate(tiny, src, pad, T, uniform(4, K, T), **how, use_cache=False),
-                       cached)
-    assert tiny.pushed[0] == (cached != V + PAD).sum()
+def by_definition(model, src, pad, u, static, mask, end):
+    """Every column of every text from the logits of the whole row before it."""
+    row = torch.arange(len(src)).repeat_interleave(u.size(1))
+    tokens = static.masked_fill(static == V + PAD, V + EOS)[row]
+    for t in range(u.size(2)):
+        logits = model(torch.cat([src[row], tokens[:, :t]], 1), pad[row])[:, -1]
+        drawn = draw(log_probs(logits, end=end), u.flatten(0, 1)[:, t, None])[:, 0]
+        tokens[:, t] = torch.where(mask[row, t], drawn, tokens[:, t])
+    return finish(tokens, V)[0].view(u.shape)
 
 
-def test_generate_draws_what_the_model_says(tiny):
-    """Each token is the inverse CDF of its uniform under the uncached logits of the text before
-    it; without uniforms it is the likeliest."""
+def masks(T):
+    """Columns to decode in three texts, by name."""
+    column, coins = torch.arange(T), uniform(3, T, seed=7)
+    return {"all": torch.ones(3, T, dtype=torch.bool), "none": coins < 0, "coins": coins < 0.5,
+            "few": coins < 0.15, "tails": column >= torch.tensor([[0], [T // 2], [T - 1]]),
+            "one": column == torch.tensor([[0], [T], [T - 1]])}
+
+
+@pytest.mark.parametrize("name", masks(1))
+@pytest.mark.parametrize("K, T, end", [(2, 23, False), (1, 8, True), (3, 8, True), (2, 1, True)])
+def test_generate_by_definition(tiny, name, K, T, end):
+    """With a cache and without, in rows as long as the model takes; nothing that is given changes.
+    Without a cache the rows that are pushed are the tokens that are drawn: FPs."""
+    src, pad = prompts([5, 2, 9])
+    lengths = [T, (T + 1) // 2, T] if end else [T] * 3
+    inputs = src, pad, uniform(3, K, T, seed=3), texts_of(lengths, T)[0], masks(T)[name]
+    before = [tensor.clone() for tensor in inputs]
+    *_, u, static, mask = inputs
+    expected = by_definition(tiny, *inputs, end)
+    for use_cache in (True, False):
+        tiny.pushed.zero_()
+        tokens = generate(tiny, src, pad, T, u, static=static, mask=mask, end=end,
+                          use_cache=use_cache)
+        assert torch.equal(tokens, expected)
+    assert tiny.pushed[0] == (mask[:, None] & (tokens != V + PAD)).sum()
+    assert all(map(torch.equal, before, inputs))
+
+
+def test_generate_without_mask_or_uniforms(tiny):
+    """Every column is decoded; without uniforms the likeliest tokens, in one text."""
+    (src, pad), u = prompts([4, 6]), uniform(2, 2, 8)
+    how = dict(static=texts_of([8, 8], 8)[0], mask=torch.ones(2, 8, dtype=torch.bool))
+    assert torch.equal(generate(tiny, src, pad, 8, u), generate(tiny, src, pad, 8, u, **how))
+    sharp = generate(tiny, src, pad, 8, u[:, :1], temperature=1e-4)
+    assert torch.equal(generate(tiny, src, pad, 8), sharp)
+
+
+@pytest.mark.parametrize("how", [(1.5, 0), (1.0, 1)])
+def test_temperature_and_top_k_reach_the_draw(tiny, how):
+    (src, pad), u = prompts([5, 2, 9, 1]), uniform(4, 4, 1)
+    first = draw(log_probs(tiny(src, pad)[:, -1], *how), u[..., 0])
+    assert not torch.equal(first, draw(log_probs(tiny(src, pad)[:, -1]), u[..., 0]))
+    tokens = generate(tiny, src, pad, 1, u, temperature=how[0], top_k=how[1])
+    assert torch.equal(tokens[..., 0], first)
+
+
+@pytest.mark.parametrize("name", masks(1))
+@pytest.mark.parametrize("K", [1, 3])
+def test_what_is_kept_before_the_first_drawn_token_is_pushed_once(tiny, name, K):
+    """With the source, for its K texts; then each text, up to its last drawn token. A source
+    without a token to draw is not pushed."""
+    (src, pad), mask, expected = prompts([5, 2, 9]), masks(9)[name], 0
+    for length, columns in zip((6, 3, 10), mask):
+        drawn = columns.nonzero().flatten().tolist()
+        if drawn:
+            expected += length + drawn[0] + K * (drawn[-1] - drawn[0])
+    static = (uniform(3, 9) * 10).long()  # none ends
+    generate(tiny, src, pad, 9, uniform(3, K, 9), static=static, mask=mask, end=False)
+    assert tiny.pushed[1] == expected
+
+
+def test_nothing_is_decoded_after_an_end_that_is_kept(tiny):
     src, pad = prompts([4, 6])
-    u = uniform(2, 2, 8, seed=3)
-    for numbers, tokens in ((u, generate(tiny, src, pad, 8, u)),
-                            (None, generate(tiny, src, pad, 8))):
-        inside = torch.arange(8) < finish(tokens, V)[1][..., None]
-        assert torch.equal(inside, tokens != V + PAD)
-        for b, k, t in inside.nonzero().tolist():
-            row = torch.cat([src[b], tokens[b, k, :t]])[None]
-            logp = log_probs(tiny(row, pad[b:b + 1])[0, -1])
-            expected = logp.argmax() if numbers is None else draw(logp, u[b, k, t:t + 1])[0]
-            assert tokens[b, k, t] == expected
+    static, mask = texts_of([3, 9], 9)[0], torch.arange(9) >= torch.tensor([[3], [9]])
+    tokens = generate(tiny, src, pad, 9, uniform(2, 2, 9), static=static, mask=mask)
+    assert torch.equal(tokens, static[:, None].expand(2, 2, 9)) and not tiny.pushed.any()
 
 
-def test_only_columns_between_the_first_and_the_last_one_decoded_are_pushed(tiny):
-    """What is kept before the first goes through with the prompt, in one row for the two samples;
-    rows leave after their last one."""
-    src, pad = prompts([4, 6, 2])
-    static, mask = texts_of([9, 9, 9], 9)[0], torch.zeros(3, 9, dtype=torch.bool)
-    mask[0, 0] = mask[1, 2] = mask[1, 6] = True
-    tiny.pushed.zero_()
-    rows = []
+def test_finished_rows_leave(tiny):
+    """At every fourth column, if they are a fifth of the batch."""
+    (src, pad), rows = prompts([4, 6, 2]), []
+    mask = torch.zeros(3, 9, dtype=torch.bool)
+    mask[0, 0], mask[1, 2:] = True, True
     hook = tiny.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    tokens = generate(tiny, src, pad, 9, uniform(3, 2, 9), static=static, mask=mask, end=False)
+    static = texts_of([9] * 3, 9)[0]
+    generate(tiny, src, pad, 9, uniform(3, 2, 9), static=static, mask=mask, end=False)
     hook.remove()
-    assert tiny.pushed.tolist() == [2 + 4 * 2, (4 + 1) + (6 + 1 + 2) + 4 * 2]
-    assert rows == [3, 6, 6, 6, 2]
-    kept = ~mask[:, None].expand(3, 2, 9)
-    assert torch.equal(tokens[kept], static[:, None].expand(3, 2, 9)[kept])
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_any_mask_with_and_without_cache(tiny, seed):
-    """Coins and tails over texts of any length: the same tokens, whatever is pushed at once."""
-    T, K, lengths = 9, 1 + seed % 3, [3 + seed % 7, 9, 1, 6]
-    src, pad = prompts([5, 2, 9, seed % 4])
-    static = texts_of(lengths, T, seed)[0]
-    coins = uniform(4, T, seed=seed) < (0.2, 0.5, 0.9)[seed % 3]
-    cuts = (uniform(4, seed=seed) * torch.tensor(lengths)).long()
-    for mask in (coins, torch.arange(T) >= cuts[:, None]):
-        u = uniform(4, K, T, seed=seed + 1)
-        found = [generate(tiny, src, pad, T, u, static=static, mask=mask, use_cache=cache)
-                 for cache in (True, False)]
-        assert torch.equal(*found)
+    assert rows == [3, 6, 6, 6, 2, 2, 2]
 
 
 def test_a_row_does_not_depend_on_its_neighbours(tiny):
