@@ -232,6 +232,7 @@ def advantage(rewards, baseline: str = "mean", scale: str = "none"):
     if baseline not in ("mean", "loo") or scale not in ("none", "source", "batch"):
         raise ValueError(f"expected baseline mean or loo, scale none, source or batch; "
                          f"got {baseline!r}, {scale!r}")
+    rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))  # 0 and 1 may be ints
     K = rewards.size(1)
     A = centred = rewards - rewards.mean(1, keepdim=True)
     if baseline == "loo":

@@ -332,6 +332,8 @@ def check_05(sorl):
         as_ours(sorl, "advantage", unseen(3, 6), baseline, scale)
     for baseline, scale in (("lo0", "none"), ("mean", "row"), ("mean", False)):
         as_ours(sorl, "advantage", unseen(3, 6), baseline, scale)
+    A = sorl.advantage(torch.tensor([[1, 0, 0]]))
+    same("integer rewards 1 0 0", A, torch.tensor([[2 / 3, -1 / 3, -1 / 3]]), 1e-5)
 
 
 def random_rollout(*shape):
