@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -135,12 +136,8 @@ def same(a: dict, b: dict) -> bool:
 
 def files(path) -> dict[str, bytes]:
     """Everything under a folder."""
-    found = {}
-    for home, _, names in os.walk(path):
-        for name in names:
-            with open(f"{home}/{name}", "rb") as file:
-                found[os.path.relpath(f"{home}/{name}", path)] = file.read()
-    return found
+    return {str(file.relative_to(path)): file.read_bytes()
+            for file in Path(path).rglob("*") if file.is_file()}
 
 
 def refused(capsys, *flags) -> str:

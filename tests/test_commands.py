@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -38,9 +39,7 @@ def dataset(path, records, **flags) -> str:
     return str(path)
 
 
-# --------------------------------------------------------------------------------------------------
-# Flags
-
+# --- Flags ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, expected", [
     ("--bath_size 3", "unknown flag '--bath_size'; the nearest is --batch_size"),
@@ -139,19 +138,7 @@ def test_what_data_may_not_choose(capsys, tmp_path, flags, expected):
     assert expected in line and not (tmp_path / "out").exists()
 
 
-def test_every_flag_is_known(capsys):
-    """To -h; and the tuned flags in the house pass the check that those of a folder have to."""
-    with pytest.raises(SystemExit) as e:
-        train.main(["-h"])
-    out = capsys.readouterr().out
-    assert not e.value.code and all(f"--{name} " in out for name in settings.flags_of(train.Config))
-    for setting in train.SETTINGS:
-        assert train.make_config({"data": "forecast", "quick": True}, setting).setting == setting
-
-
-# --------------------------------------------------------------------------------------------------
-# Rewards of the user
-
+# --- Rewards of the user --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("error", ["BrokenPipeError", "SystemExit", "data.InputError"])
 def test_an_error_inside_a_reward_keeps_its_traceback(capsys, folder, base, tmp_path, monkeypatch,
@@ -168,9 +155,7 @@ def test_an_error_inside_a_reward_keeps_its_traceback(capsys, folder, base, tmp_
     assert f"{error}: theirs" in err.splitlines()[-1]
 
 
-# --------------------------------------------------------------------------------------------------
-# Comparisons and sweeps
-
+# --- Comparisons and sweeps -----------------------------------------------------------------------
 
 def test_a_comparison_is_reprinted_and_grows(folder, tmp_path, capsys, monkeypatch):
     """What is there trains nothing again; the table keeps the settings that were there."""
@@ -206,7 +191,7 @@ def test_a_sweep_shares_bases_and_grows(folder, tmp_path, capsys):
                 "--seeds", "0", "1", "2"])
     rows = read_rows(tmp_path, "vary-K.json")
     assert [(row["seed"], row["name"], row["value"], row["K"]) for row in rows] == [
-        (seed, name, str(K), K) for seed in range(3) for name in ("online", "masked") for K in (4, 5)]
+        (seed, name, K, int(K)) for seed in range(3) for name in ("online", "masked") for K in "45"]
     train_only([*words, "--settings", "masked", "--vary", "p_m", ".1", "0.3", "--seeds", "1"])
     assert [row["value"] for row in read_rows(tmp_path, "vary-p_m.json")] == [".1", "0.3"]
     after = files(tmp_path)
@@ -249,9 +234,7 @@ def test_a_run_that_diverges_in_a_sweep_does_not_keep_the_others(folder, tmp_pat
         assert capsys.readouterr().out.count(line) == 1
 
 
-# --------------------------------------------------------------------------------------------------
-# eval, sample, candidates
-
+# --- eval, sample, candidates ---------------------------------------------------------------------
 
 def test_eval_knows_its_data_and_reward_and_agrees_with_the_row(folder, base, tmp_path, capsys):
     row = run(folder, base, tmp_path / "run", "--lr", "0.05", "--steps", "30", "--settings", "mle",
@@ -319,8 +302,8 @@ def test_sample_shows_the_method_on_one_source(folder, base, tmp_path, capsys, m
     monkeypatch.setattr(train, "reinforce", lambda run, *args, **more: logs.append(
         reinforce(run, *args, **more)) or logs[-1])
     lines_of("online", r.source)
-    tok = task.load_policy(base, "cpu").tok
-    assert (logs[-1][1]["rollout"].tokens != tok.pad).sum(2).max() > len(tok.encode(r.static[0])) + 1
+    tok, tokens = task.load_policy(base, "cpu").tok, logs[-1][1]["rollout"].tokens
+    assert (tokens != tok.pad).sum(2).max() > len(tok.encode(r.static[0])) + 1
 
 
 NONE = "expected a checkpoint of train.py"
@@ -373,9 +356,7 @@ def test_pretrained_weights_that_are_not_finite(monkeypatch):
         task.load_pretrained("here")
 
 
-# --------------------------------------------------------------------------------------------------
-# What is said of the data
-
+# --- What is said of the data ---------------------------------------------------------------------
 
 def test_what_is_said_of_the_data_is_said_once(capsys, tmp_path):
     """One static text per source has no other to be ranked against; Chinese is nothing to ROUGE, so
@@ -400,16 +381,14 @@ def test_what_is_said_of_the_data_is_said_once(capsys, tmp_path):
     assert all(line["equal_rewards"] == 1 and line["rl_loss"] == 0 for line in lines)
 
 
-# --------------------------------------------------------------------------------------------------
-# Odd places. Each starts Python anew.
-
+# --- Odd places. Each starts Python anew ----------------------------------------------------------
 
 def python(*words, shell="", **env) -> subprocess.CompletedProcess:
     """python train.py words, in a shell line where $0 is Python and $@ the words."""
     start = [sys.executable, *words]
     if shell:
         start = ["bash", "-c", shell, *start]
-    return subprocess.run(start, cwd=ROOT, capture_output=True, timeout=120,
+    return subprocess.run(start, cwd=ROOT, capture_output=True, timeout=600,
                           env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
 
 
@@ -420,39 +399,30 @@ def test_sorl_that_names_no_module_is_one_line():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shell", ['"$0" "$@" >&-', '"$0" "$@" >&- 2>&-', '"$0" -OO "$@"'])
-def test_closed_streams_and_no_asserts(folder, base, tmp_path, shell):
-    """Closed before the start, or Python without asserts and docstrings: a run as any other."""
-    done = python("train.py", *command(folder, base, tmp_path / "out"), shell=shell)
-    assert done.returncode == 0 and done.stderr == b""
-    assert len(metrics(tmp_path / "out/masked")) == 7
-
-
-@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc")
 def test_ctrl_c_while_modules_are_imported_says_nothing():
     process = subprocess.Popen([sys.executable, "train.py", "-h"], cwd=ROOT, stderr=subprocess.PIPE)
-    time.sleep(0.5)
+    while b"libtorch" not in Path(f"/proc/{process.pid}/maps").read_bytes():
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == b"" and process.returncode == -signal.SIGINT
+    assert process.communicate(timeout=600)[1] == b"" and process.returncode == -signal.SIGINT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C.UTF-8"}])
-def test_other_scripts_in_an_ascii_locale(tmp_path, env):
-    """Umlauts and Chinese in texts, names, folder and command line: what a console cannot show is
-    a ?, and files are UTF-8."""
+@pytest.mark.parametrize("shell, env", [
+    ('"$0" "$@" >&-', {}), ('"$0" "$@" >&- 2>&-', {}), ('"$0" -OO "$@"', {}),
+    ("", {"LC_ALL": "C", "PYTHONUTF8": "0"}), ("", {"LC_ALL": "C.UTF-8"})])
+def test_odd_places(tmp_path, shell, env):
+    """Streams that were closed before the start, no asserts and docstrings, and umlauts and Chinese
+    in texts, names, folder and command line in an ASCII locale: what a console cannot show is a ?,
+    and files are UTF-8."""
     records = [data.Record(f"Zürich {i}", [f"北京 wünscht Schnee {i}", f"Föhn in Zürich {i}"],
                            names={"Zürich": "Genève"}) for i in range(8)]
-    path = dataset(tmp_path / "Dätä", records)
-    out = str(tmp_path / "aus")
-    done = python("train.py", *merge(*TINY, "--data", path, "--settings", "masked", "--steps", "1",
-                                     "--out", out), **env)
+    words = merge(*TINY, "--data", dataset(tmp_path / "Dätä", records), "--settings", "masked",
+                  "--out", str(tmp_path / "aüs"))
+    done = python("train.py", *words, shell=shell, **env)
     assert done.returncode == 0 and done.stderr == b"", done.stderr
-    assert "Genève 3" in (tmp_path / "aus/outputs.txt").read_text(encoding="utf-8")
-    done = python("train.py", "--mode", "sample", "--init", f"{out}/masked/best.pt", "--source",
-                  "Zürich 3", **env)
+    assert "Genève 3" in (tmp_path / "aüs/outputs.txt").read_text(encoding="utf-8")
+    done = python("train.py", "--mode", "sample", "--init", f"{tmp_path}/aüs/masked/best.pt",
+                  "--source", "Zürich 3", **env)
     assert done.returncode == 0 and done.stderr == b"" and b" R 0." in done.stdout
-    new = str(tmp_path / "neü")
-    done = python("train.py", "--mode", "candidates", "--init", f"{out}/masked/best.pt", "--K", "2",
-                  "--out", new, **env)
-    assert done.returncode == 0 and data.load_dataset(new)["train"][3].source == "Zürich 3"

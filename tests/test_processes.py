@@ -39,9 +39,7 @@ def group(work, folder, size=2) -> list[tuple[int, str, str]]:
             [Child(lambda rank=rank: body(rank), f"{folder}/{rank}") for rank in range(size)]]
 
 
-# --------------------------------------------------------------------------------------------------
-# Two processes are one with --accumulate 2
-
+# --- Two processes are one with --accumulate 2 ----------------------------------------------------
 
 def close(a: dict, b: dict, atol: float) -> bool:
     return all(torch.allclose(a[key], b[key], atol=atol) for key in a)
@@ -111,9 +109,7 @@ def test_a_run_goes_on_in_the_other_form(folder, base, tmp_path, capsys, first, 
     assert close(*(weights(out / "ckpt.pt") for out in (whole, cut)), 2e-5)
 
 
-# --------------------------------------------------------------------------------------------------
-# How all begin, wait and end
-
+# --- How all begin, wait and end ------------------------------------------------------------------
 
 @pytest.mark.parametrize("slow", ["check", "write"])
 def test_all_look_at_the_folder_before_one_writes_and_read_after_it(folder, base, tmp_path, slow):
@@ -209,16 +205,7 @@ def test_a_run_that_diverges_is_a_row_of_both(folder, base, tmp_path):
         tmp_path / "o")[-1]["val_reward"] is None
 
 
-def test_world_size_without_torchrun_says_nothing(folder, base, tmp_path):
-    def work():
-        os.environ["WORLD_SIZE"] = "2"
-        run(folder, base, tmp_path / "o", "--steps", "1")
-    assert Child(work, tmp_path / "child").end()[::2] == (0, "")
-
-
-# --------------------------------------------------------------------------------------------------
-# Started by torchrun itself
-
+# --- Started by torchrun itself -------------------------------------------------------------------
 
 def torchrun(*flags):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -230,36 +217,28 @@ def torchrun(*flags):
 @pytest.mark.slow
 def test_torchrun_says_a_mistake_and_starts_afresh(folder, base, tmp_path):
     process = torchrun("--p_n", "0.3")
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert process.returncode != 0 and 1 <= err.count("unknown flag '--p_n'") <= 2
     for i in range(3):
         process = torchrun(*command(folder, base, tmp_path / str(i), "--steps", "1"))
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_torchrun_survives_neither_but_the_run_does(folder, base, tmp_path, kind):
-    """SIGKILL to a worker, SIGINT to torchrun: all end within a minute, with a code that is not 0
-    and the line that belongs to it; the same command finishes the run."""
+def test_a_signal_to_torchrun_saves_the_run(folder, base, tmp_path):
+    """All end within a minute, with a code that is not 0 and one line; the same command finishes
+    the run."""
     words = command(folder, base, tmp_path / "o", "--steps", "300", "--eval_every", "100",
                     "--save_every", "5")
     process, ckpt = torchrun(*words), tmp_path / "o/masked/ckpt.pt"
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while not ckpt.exists():
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.1)
-    target = process.pid
-    if kind == signal.SIGKILL:
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-        target = int(found.stdout.split()[-1])
-    os.kill(target, kind)
+    os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    expected = {signal.SIGKILL: "another process of this run has stopped",
-                signal.SIGINT: "is saved in"}[kind]
-    assert process.returncode != 0 and err.count(expected) == 1, err
-    before = state(ckpt)["step"]
-    process = torchrun(*words)
-    assert process.communicate(timeout=200) and process.returncode == 0
-    assert before < 300 and [line["step"] for line in metrics(ckpt.parent)] == list(range(301))
+    assert process.returncode != 0 and err.count("is saved in") == 1, err
+    assert state(ckpt)["step"] < 300
+    assert torchrun(*words).wait(timeout=300) == 0
+    assert [line["step"] for line in metrics(ckpt.parent)] == list(range(301))

@@ -239,7 +239,7 @@ def test_evaluation_disturbs_nothing(folder, base, tmp_path, monkeypatch):
 
 
 def test_a_budget_stops_a_run_and_bends_its_rate(folder, base, tmp_path):
-    """4 FPs per update: the fourth update crosses 13. The rate rises, then falls with the budget."""
+    """4 FPs per update: the fourth one crosses 13. The rate rises, then falls with the budget."""
     row = run(folder, base, tmp_path, "--budget_fp", "13", "--steps", "50")
     assert row["fp"] == 16 and row["steps"] == 4
     rates = [train.rate(train.Config(lr=2.0), done) for done in (0, 0.05, 0.1, 0.55, 12 / 13, 1)]
@@ -260,9 +260,7 @@ def test_half_of_the_imitated_rows_have_masks_from_masked_from_on(folder, base, 
     assert 0.3 < share < 0.7
 
 
-# --------------------------------------------------------------------------------------------------
-# Batches
-
+# --- Batches --------------------------------------------------------------------------------------
 
 def test_an_epoch_meets_every_record_once_and_epochs_differ():
     epochs = [sum((batch_indices(24, 4, 0, 6 * epoch + i) for i in range(6)), [])
