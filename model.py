@@ -32,7 +32,6 @@ class GPTConfig:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
-    dropout: float = 0.0
     tanh_gelu: bool = False  # GPT-2's approximation of the GELU
     # Of fresh Linear weights: GPT-2's. With .06 a model of this width learns sooner to copy words
     # of the source; if it sees the texts many times, it then overfits more.
@@ -75,7 +74,7 @@ class Cache:
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.n_head = config.n_head
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
 
@@ -85,9 +84,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B,heads,T,d) each
         if cache is not None:
             k, v = cache.append((layer, "k"), k), cache.append((layer, "v"), v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=visible is None,
-            dropout_p=self.dropout if self.training else 0.0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -99,9 +96,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(config.n_embd, 4 * config.n_embd),
             nn.GELU(approximate="tanh" if config.tanh_gelu else "none"),
-            nn.Linear(4 * config.n_embd, config.n_embd),
-            nn.Dropout(config.dropout),
-        )
+            nn.Linear(4 * config.n_embd, config.n_embd))
 
     def forward(self, x, visible, layer, cache):
         x = x + self.attn(self.ln_1(x), visible, layer, cache)
@@ -118,7 +113,6 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.register_buffer("pushed", torch.zeros(2, dtype=torch.int64), persistent=False)
@@ -160,7 +154,7 @@ class GPT(nn.Module):
         if past + T > self.config.block_size and position.max() >= self.config.block_size:
             raise ValueError(f"a row of {int(position.max()) + 1} tokens does not fit block_size "
                              f"{self.config.block_size}")
-        x = self.drop(self.wte(ids) + self.wpe(position))
+        x = self.wte(ids) + self.wpe(position)
         for layer, block in enumerate(self.blocks):
             x = block(x, visible, layer, cache)
         if cache is not None:
@@ -303,15 +297,14 @@ def join(src, pad, text, kept, pad_id: int):
 
 @torch.no_grad()
 def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
-             temperature: float = 1.0, top_k: int = 0, end: bool = True, use_cache: bool = True):
+             temperature: float = 1.0, top_k: int = 0, end: bool = True):
     """Decode K texts of at most T tokens for every source -> ids (B,K,T), PAD after EOS.
 
     src (B,S) left-padded, pad (B,); uniforms u (B,K,T), or None for one greedy text. If `mask`
     (B,T) is given, only its columns are decoded and the others are taken from `static` (B,T), in
     which a text that has ended goes on reading EOS. What is kept before the first decoded column
     is pushed with the source, in one pass for the K texts; from there each row goes on column by
-    column. `use_cache=False` pushes the whole prefix again for each decoded column: slow, and
-    what the cache is tested against."""
+    column."""
     B, V, K = len(src), model.config.vocab_size, 1 if u is None else u.size(1)
     if mask is None:
         mask = torch.ones(B, T, dtype=torch.bool, device=src.device)
@@ -320,7 +313,7 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
     mask = mask & (((text == V + EOS) & ~mask).cumsum(1) == 0)  # none after an end that is kept
 
     # The first and the last column to decode, (B,); 0 and -1 for a text without one.
-    first = mask.long().argmax(1) if use_cache else src.new_zeros(B)
+    first = mask.long().argmax(1)
     last = (mask * torch.arange(1, T + 1, device=src.device)).amax(1) - 1
     steps = 1 + int((last - first).max())
     prompt, pad = join(src, pad, text, first, V + PAD)
@@ -334,11 +327,7 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
         source = row[live]
         t = (first[source] + step).clamp(max=T - 1)  # the column that each row decodes
         acts = mask[source, t] & ~done[live]
-        if not use_cache:
-            prefix = torch.cat([prompt[row], out[:, :step]], 1)
-            prefix = prefix.masked_fill(~acts[:, None], V + PAD)
-            logits = model(prefix, pad[row], start=S + step - 1)[:, 0]
-        elif step == 0:
+        if step == 0:
             logits = model(prompt, pad, cache, start=S - 1)[row, 0]
             if K > 1:
                 cache.select(row)
@@ -359,7 +348,7 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
             keep = torch.nonzero(~done[live]).squeeze(1)
             if len(keep) == 0:
                 break
-            if use_cache and len(keep) < 0.8 * len(live):
+            if len(keep) < 0.8 * len(live):
                 live = live[keep]
                 padding = int(pad[row[live]].min())  # that of all rows is not read any more
                 cache.select(keep, padding)

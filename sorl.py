@@ -189,7 +189,7 @@ def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 
 
 
 def decode(model: GPT, src, pad, static, mask, u, temperature: float = 1.0, top_k: int = 0,
-           end: bool = True, use_cache: bool = True) -> Rollout:
+           end: bool = True) -> Rollout:
     """Column by column, the model seeing its own tokens: one FP for every token that it draws.
 
     src (N,S), pad (N,), static (N,T), mask (N,T) shared by the K samples, u (N,K,T). Online is
@@ -197,7 +197,7 @@ def decode(model: GPT, src, pad, static, mask, u, temperature: float = 1.0, top_
     when to stop. `end=False` takes EOS out of the action space (fixed lengths). A step with a
     key/value cache counts as one FP, too. No gradient, logp is 0: `act` computes it again."""
     tokens = generate(model, src, pad, u.size(2), u, static=static, mask=mask,
-                      temperature=temperature, top_k=top_k, end=end, use_cache=use_cache)
+                      temperature=temperature, top_k=top_k, end=end)
     acted = mask[:, None] & (tokens != model.config.vocab_size + PAD)
     rows = acted.size(0) * acted.size(1)
     return Rollout(tokens, torch.zeros_like(u), acted, fp=acted.sum(), fp_grad=rows)

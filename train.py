@@ -168,7 +168,8 @@ def rank_static(run: Run, batch: data.Batch, logits, mask):
 def update(run: Run, batches: Batches) -> list[dict]:
     """One optimizer step: the mean gradient of `accumulate` batches per process -> their logs."""
     model, logs = run.policy.model, []
-    model.train()
+    for network in filter(None, (model, run.base)):
+        network.pushed.zero_()  # evaluation has pushed texts, too
     for i in range(run.cfg.accumulate):
         with autocast(run.policy.device):
             value, log = loss(run, batches, i)
@@ -275,7 +276,6 @@ def train_setting(cfg: Config, folder: str, base: Policy | None, task: Task) -> 
     run = None
     if base:
         task.note_ranking(cfg)
-        base.model.eval().pushed.zero_()
         policy = replace(base, model=copy.deepcopy(base.model))
         run = Run(cfg, policy, task.reward(cfg.reward), folder,
                   make_optimizer(cfg, policy.model), base.model)

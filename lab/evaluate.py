@@ -1,5 +1,4 @@
 """Evaluation: it disturbs neither the counts nor the randomness of a run."""
-import functools
 import json
 import math
 import re
@@ -19,25 +18,13 @@ from lab.task import Policy, Task, autocast, load, load_policy, policy_state, sa
 from model import generate, log_probs
 
 
-def uncounted(function):
-    """A function of a policy that has no gradient, and whose passes are not counted."""
-    @functools.wraps(function)
-    @torch.no_grad()
-    def evaluation(policy: Policy, *args, **choices):
-        pushed = policy.model.eval().pushed.clone()
-        found = function(policy, *args, **choices)
-        policy.model.pushed.copy_(pushed)
-        return found
-    return evaluation
-
-
 def encode(policy: Policy, sources: list[str]):
     return (t.to(policy.device) for t in data.encode_sources(sources, policy.tok))
 
 
 def logits_of(policy: Policy, sources: list[str], text: torch.Tensor) -> torch.Tensor:
     """The logits (N,T,V) that predict each text, ids (N,T), after its source."""
-    return sorl.target_logits(policy.model.eval(), *encode(policy, sources), text)
+    return sorl.target_logits(policy.model, *encode(policy, sources), text)
 
 
 def rows_at_once(policy: Policy) -> int:
@@ -49,7 +36,7 @@ def slices(count: int, size: int) -> list[slice]:
     return [slice(at, at + size) for at in range(0, count, size)]
 
 
-@uncounted
+@torch.no_grad()
 def write_texts(policy: Policy, sources: list[str], u=None) -> torch.Tensor:
     """One text for each source, greedy, or sampled by uniforms u (N,1,T) -> ids (N,T)."""
     texts = []
@@ -68,7 +55,7 @@ def validate(policy: Policy, records: list[Record], reward):
     return float(reward(texts, [r.references for r in records], sources).mean()), texts
 
 
-@uncounted
+@torch.no_grad()
 def copying(policy: Policy, records: list[Record], limit: int = 100) -> float | None:
     """Does the model take words from its source? RL cannot teach that in a few updates.
 
@@ -110,7 +97,7 @@ def note_copying(base: Policy, records: list[Record]) -> None:
               f"expect wrong facts; more --base_steps may help")
 
 
-@uncounted
+@torch.no_grad()
 def spread(policy: Policy, base: Policy | None, sources, tokens) -> dict:
     """Entropy and KL to the base, nats per token, along sampled texts, ids (N,T)."""
     sums, count = {"entropy": 0.0, "kl_to_base": 0.0}, 0

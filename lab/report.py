@@ -7,8 +7,8 @@
 
     python -m lab.report OUT ... --figure F
 
-draws one panel for each comparison, validation reward against FPs; and one for all sweeps of p_m
-in these folders, test reward against FPs: the spectrum from offline to online.
+draws one panel for each comparison, validation reward against FPs; and for all sweeps of p_m in
+these folders the spectrum from offline to online, test reward and wrong slots against FPs.
 
 FPs are forward propagations, rows through the model, that sample or score. ± is the standard
 deviation over seeds; s.e. is the standard error of a mean of differences paired by seed.
@@ -78,14 +78,10 @@ def readable(record, text: str) -> str:
 
 
 def write_predictions(folder: str, records: list, texts: list[str]) -> None:
-    """predictions.jsonl, and predictions.txt for people: two lines per record, source and text."""
-    lines, pages = [], []
-    for record, text in zip(records, texts):
-        pair = {"source": record.source, "text": text}
-        lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
-        pages.append(f"{readable(record, record.source)}\n  {readable(record, text)}\n")
+    """predictions.jsonl: one line per record, its source and its text."""
+    lines = [json.dumps({"source": record.source, "text": text}, ensure_ascii=False) + "\n"
+             for record, text in zip(records, texts)]
     write_text(f"{folder}/predictions.jsonl", "".join(lines))
-    write_text(f"{folder}/predictions.txt", "".join(pages))
 
 
 def read_rows(path: str) -> list[dict]:
@@ -366,22 +362,22 @@ def panel_of(name: str, rows: list[dict], curves: dict[str, dict]) -> Panel:
     return panel
 
 
-def spectrum(rows: list[dict]) -> Panel:
-    """Sweeps of p_m as a panel: one line per setting, means over seeds, p_m beside each point."""
+def spectrum(rows: list[dict], field: str, title: str) -> Panel:
+    """A field of sweeps of p_m: one line per setting, means over seeds, p_m beside each point."""
     lines = {}
-    for name, group in by_name([row for row in rows if row["test_reward"] is not None]).items():
+    for name, group in by_name([row for row in rows if row[field] is not None]).items():
         runs = sorted(by_name(group, lambda row: row["p_m"]).items())
-        means = [[np.mean([row[key] for row in same]) for key in ("fp", "test_reward")]
+        means = [[np.mean([row[key] for row in same]) for key in ("fp", field)]
                  for _, same in runs]
-        lines[name] = np.array(means), [f"{p_m:g}" for p_m, _ in runs]
-    return Panel("from offline to online, by p_m", "test reward of greedy texts", lines)
+        lines[name] = np.array(means), [f"{p_m:.3g}" for p_m, _ in runs]
+    return Panel("from offline to online, by p_m", title, lines)
 
 
 # -------------------------------------------------------------------------------------------------
 # Command line
 
 def command(argv: list[str]) -> None:
-    """One panel for each comparison, and one for all sweeps of p_m."""
+    """Panels for each comparison, and for all sweeps of p_m."""
     parser = Parser(prog="lab.report", allow_abbrev=False)
     parser.add_argument("out", nargs="+", help="folders of comparisons or of sweeps of p_m")
     parser.add_argument("--figure", required=True, help="the file to write, such as spectrum.png")
@@ -397,8 +393,10 @@ def command(argv: list[str]) -> None:
             curves = {name: read_curve(runs) for name, runs in folders.items()}
             panels.append(panel_of(config["data"], rows, curves))
         sweeps += sweep
-    if sweeps:
-        panels.append(spectrum(sweeps))
+    for field, title in (("test_reward", "test reward of greedy texts"),
+                         ("slot_error", "share of wrong slots, greedy texts")):
+        if any(row[field] is not None for row in sweeps):
+            panels.append(spectrum(sweeps, field, title))
     draw_panels(args.figure, panels)
     print(f"wrote {args.figure}")
 

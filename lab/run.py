@@ -37,7 +37,7 @@ CODE = ("train.py", "sorl.py", "model.py", "data/__init__.py", "data/tokenizer.p
         "data/rewards.py", "data/forecast.py", "data/e2e.py", "lab/batches.py", "lab/evaluate.py",
         "lab/processes.py", "lab/run.py", "lab/task.py")
 LOGS = ("metrics.jsonl", "samples.txt", "texts.jsonl")
-FILES = ("ckpt.pt", "best.pt", "results.json", "predictions.jsonl", "predictions.txt", *LOGS)
+FILES = ("ckpt.pt", "best.pt", "results.json", "predictions.jsonl", *LOGS)
 STATE = ("step", "counts", "best", "finished")
 
 # --------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def lock_folders(folders, locks: ExitStack) -> None:
     for folder in folders:
         try:
             os.makedirs(folder, exist_ok=True)
-            file = locks.enter_context(open(f"{folder}/.lock", "w"))
+            file = locks.enter_context(open(f"{folder}/.lock", "wb"))
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -228,10 +228,8 @@ class Run:
 
     def count(self, logs: list[dict]) -> dict:
         """What one update did, over all processes, as plain numbers; adds to the counts."""
-        models = [self.policy.model] + ([self.base] if self.base else [])
-        sums = {"batches": len(logs), "tokens": sum(int(model.pushed[1]) for model in models)}
-        for model in models:
-            model.pushed.zero_()
+        networks = filter(None, (self.policy.model, self.base))
+        sums = {"batches": len(logs), "tokens": sum(int(net.pushed[1]) for net in networks)}
         for name in ("fp", "fp_grad", "fp_mle", "rows_grad", "mle", "rl"):
             sums[name] = sum(float(log.get(name, 0)) for log in logs)
         rewards = [log["rewards"] for log in logs if "rewards" in log]  # (R,K) each

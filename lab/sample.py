@@ -77,7 +77,7 @@ def evaluate(cfg: Config, policy: Policy, dataset, reward) -> None:
             print(f"{name:<15}{value:10.4f}")
     if cfg.out:
         report.write_predictions(cfg.out, dataset["test"], texts)
-        print(f"wrote {cfg.out}/predictions.txt")
+        print(f"wrote {cfg.out}/predictions.jsonl")
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def write_candidates(cfg: Config, policy: Policy, dataset, reward) -> None:
             u = sorl.uniforms((len(part), cfg.K, policy.T), cfg.seed, split, at.start,
                               "candidates")
             with autocast(policy.device):
-                tokens = generate(policy.model.eval(), src, pad, policy.T, u.to(policy.device),
+                tokens = generate(policy.model, src, pad, policy.T, u.to(policy.device),
                                   temperature=cfg.temperature, top_k=cfg.top_k)
             fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
             texts = [[text for text in policy.texts(rows) if text.strip()] or r.static
@@ -117,7 +117,7 @@ def show_samples(cfg: Config, policy: Policy, dataset, reward, reinforce) -> Non
 
     A source of the data has its static text and references; another starts from the policy's
     greedy text, and there is nothing to compare the samples with."""
-    tok, model = policy.tok, policy.model.eval()
+    tok, model = policy.tok, policy.model
     source = os.fsencode(cfg.source).decode("utf-8", "replace").strip()  # in an ASCII locale, too
     source = source or dataset["test"][0].source
     if len(tok.encode(source)) + policy.T > model.config.block_size:

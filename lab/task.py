@@ -230,7 +230,6 @@ def load_policy(path: str, device, state: dict | None = None) -> Policy:
         model.load_state_dict(state["model"])
         with torch.no_grad():  # heads that do not divide the width show here alone
             model(torch.zeros(1, 1, dtype=torch.long))
-        model.pushed.zero_()
         fits = (tok.vocab_size == model.config.vocab_size and type(state["T"]) is int
                 and 1 < state["T"] < model.config.block_size)
     except Exception as e:

@@ -28,7 +28,7 @@ def tiny_model():
     """A GPT small enough to enumerate with, its weights large enough that logits differ."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=14, block_size=32, n_layer=2, n_head=2, n_embd=16,
-                          init_std=0.06)).eval()
+                          init_std=0.06))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3.0)

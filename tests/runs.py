@@ -211,6 +211,6 @@ def built(name, folder, base, *flags):
     cfg = train.make_config(train.parse_args(words, train.Config), name.split()[0])
     policy, before = (train.load_policy(base, torch.device("cpu")) for _ in range(2))
     optimizer, reward = train.make_optimizer(cfg, policy.model), load_reward(cfg.reward)
-    run = train.Run(cfg, policy, reward, "", optimizer, before.model.eval())
+    run = train.Run(cfg, policy, reward, "", optimizer, before.model)
     records = data.load_dataset(folder)["train"]
     return run, train.Batches(cfg, records, policy, reward, run.written)

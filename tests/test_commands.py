@@ -17,7 +17,6 @@ import torch
 import data
 from data.rewards import load_reward
 from lab import sample, settings, task
-from model import GPT, GPTConfig
 from runs import (ROOT, TINY, base, command, files, flags_of, folder, merge,  # noqa: F401
                   metrics, read_rows, refused, run, same, short_records, state, train_only, weights)
 
@@ -200,24 +199,6 @@ def test_a_sweep_shares_bases_and_grows(folder, tmp_path, capsys):
     assert not same(*(weights(tmp_path / f"seed{seed}/base/best.pt") for seed in range(2)))
 
 
-@pytest.mark.parametrize("flag, values, differs", [
-    ("vocab_size", ("280", "300"), lambda state: len(state["tokenizer"])),
-    ("block_size", ("56", "64"), lambda state: state["gpt"]["block_size"]),
-    ("reward", ("rouge", "chrf"), lambda state: state["best"]),
-])
-def test_a_flag_of_the_base_gets_a_base_per_value(folder, tmp_path, flag, values, differs):
-    """And the runs from it see that value, too."""
-    words = merge(*TINY, "--data", folder, "--steps", "1", "--out", str(tmp_path),
-                  "--settings", "mle", "--vary", flag, *values)
-    if f"--{flag}" in words:
-        at = words.index(f"--{flag}")
-        del words[at:at + 2]
-    train_only(words)
-    for name in ("base", "mle"):
-        states = [state(tmp_path / f"seed0/{name}-{flag}_{value}/ckpt.pt") for value in values]
-        assert differs(states[0]) != differs(states[1])
-
-
 @pytest.mark.parametrize("values", [("1e30", "1e-3"), ("1e-3", "1e30")])
 @pytest.mark.parametrize("flag, name", [("lr", "masked"), ("base_lr", "base")])
 def test_a_run_that_diverges_in_a_sweep_does_not_keep_the_others(folder, tmp_path, capsys, flag,
@@ -344,18 +325,6 @@ def test_bad_checkpoints(capsys, folder, base, tmp_path, content, expected):
     assert os.listdir(tmp_path) == ["bad.pt"]
 
 
-def test_pretrained_weights_that_are_not_finite(monkeypatch):
-    """The line does not advise a smaller rate, which could not help."""
-    model = GPT(GPTConfig(300, 32, 1, 2, 8))
-    torch.nn.init.constant_(model.ln_f.bias, float("nan"))
-    tok = task.Tokenizer.train(["a"], 300)
-    monkeypatch.setattr(task, "load_gpt2", lambda _: model)
-    monkeypatch.setattr(task.Tokenizer, "load", lambda _: tok)
-    model.config.vocab_size = tok.vocab_size
-    with pytest.raises(data.InputError, match="--pretrained here: some weights are not finite"):
-        task.load_pretrained("here")
-
-
 # --- What is said of the data ---------------------------------------------------------------------
 
 def test_what_is_said_of_the_data_is_said_once(capsys, tmp_path):
@@ -411,18 +380,21 @@ def test_ctrl_c_while_modules_are_imported_says_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize("shell, env", [
     ('"$0" "$@" >&-', {}), ('"$0" "$@" >&- 2>&-', {}), ('"$0" -OO "$@"', {}),
-    ("", {"LC_ALL": "C", "PYTHONUTF8": "0"}), ("", {"LC_ALL": "C.UTF-8"})])
+    ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONWARNDEFAULTENCODING": "1"}),
+    ("", {"LC_ALL": "C.UTF-8"})])
 def test_odd_places(tmp_path, shell, env):
     """Streams that were closed before the start, no asserts and docstrings, and umlauts and Chinese
     in texts, names, folder and command line in an ASCII locale: what a console cannot show is a ?,
-    and files are UTF-8."""
+    and no file is opened in the locale's encoding."""
     records = [data.Record(f"Zürich {i}", [f"北京 wünscht Schnee {i}", f"Föhn in Zürich {i}"],
                            names={"Zürich": "Genève"}) for i in range(8)]
     words = merge(*TINY, "--data", dataset(tmp_path / "Dätä", records), "--settings", "masked",
                   "--out", str(tmp_path / "aüs"))
     done = python("train.py", *words, shell=shell, **env)
-    assert done.returncode == 0 and done.stderr == b"", done.stderr
+    ours = [line for line in done.stderr.splitlines() if ROOT.encode() in line]
+    assert done.returncode == 0 and not (ours if "PYTHONWARNDEFAULTENCODING" in env
+                                         else done.stderr), done.stderr
     assert "Genève 3" in (tmp_path / "aüs/outputs.txt").read_text(encoding="utf-8")
     done = python("train.py", "--mode", "sample", "--init", f"{tmp_path}/aüs/masked/best.pt",
                   "--source", "Zürich 3", **env)
-    assert done.returncode == 0 and done.stderr == b"" and b" R 0." in done.stdout
+    assert done.returncode == 0 and b" R 0." in done.stdout and b"Traceback" not in done.stderr

@@ -1,9 +1,5 @@
 """Records, data sets with their flags, batches, and the embedded task."""
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -195,37 +191,3 @@ def test_batches_that_do_not_fit_are_refused(tok, targets, statics, max_len):
     """Three static texts and one would otherwise become two and two."""
     with pytest.raises(ValueError):
         data.make_batch([Record("s", ["a"])] * 2, targets, statics, tok, max_len)
-
-
-# ---- any locale
-
-SCRIPT = """
-import sys, warnings
-import data, data.rewards, data.e2e
-warnings.simplefilter("error", EncodingWarning)
-folder, out = sys.argv[1:]
-data.save_records([data.Record("日本 s", ["हिन्दी £"])], folder + "/train.jsonl")
-assert data.load_records(folder + "/train.jsonl")[0].references == ["हिन्दी £"]
-assert data.flags_of(folder) == {"": {"reward": "chrf"}}
-assert data.rewards.load_reward("mine:f")(["a"], [["b"]], ["c"]) == [1]
-data.e2e.main([folder + "/e2e.csv", "--out", out])
-"""
-
-
-@pytest.mark.parametrize("console", ["cp1252", ""])
-def test_files_are_utf8_and_output_survives_in_any_locale(tmp_path, console):
-    """In the C locale no file is opened in the locale's encoding, and any console will do."""
-    lines = "".join(f'"name[Café {i}], food[{i}]",The café {i} £\n' for i in range(400))
-    (tmp_path / "e2e.csv").write_text("mr,ref\n" + lines, "utf-8")
-    (tmp_path / "flags.json").write_text('{"": {"reward": "chrf"}}', "utf-8")
-    (tmp_path / "mine.py").write_text("def f(h, r, s): return [1] * len(h) # ☃", "utf-8")
-    (tmp_path / "script.py").write_text(SCRIPT, "utf-8")
-    out = tmp_path / os.fsdecode("日本".encode())
-    env = dict(os.environ, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0",
-               PYTHONIOENCODING=console, PYTHONPATH=str(Path(data.__file__).parents[1]))
-    result = subprocess.run(
-        [sys.executable, "-X", "warn_default_encoding", "-W", "ignore", "script.py",
-         str(tmp_path), str(out)], env=env, cwd=tmp_path, capture_output=True)
-    assert result.returncode == 0 and not result.stderr, result.stderr.decode("latin-1")
-    assert b"400 lines read" in result.stdout and b"written to" in result.stdout
-    assert (out / "train.jsonl").exists()

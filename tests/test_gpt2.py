@@ -82,7 +82,7 @@ LOGITS = {  # (column, id) -> logit: of all seven ids, and of the last five afte
 @pytest.mark.parametrize("skip", LOGITS)
 def test_logits_are_those_of_transformers(tmp_path, skip):
     """Beside a longer row, after left padding. Id 22, the last of GPT-2's, is our EOS."""
-    model, ids = load_gpt2(str(write_weights(tmp_path))).eval(), [3, 17, 0, 9, 21, 5, 11]
+    model, ids = load_gpt2(str(write_weights(tmp_path))), [3, 17, 0, 9, 21, 5, 11]
     rows = torch.tensor([ids, [model.config.vocab_size + PAD] * skip + ids[skip:]])
     logits = model(rows, torch.tensor([0, skip]))[1]
     for (t, i), value in LOGITS[skip].items():
@@ -195,5 +195,9 @@ def test_from_gpt2_to_a_finished_masked_run(folder, tmp_path, capsys):
     train.main([*words, str(shutil.move(gpt2, tmp_path / "elsewhere"))])
     write_weights(tmp_path / "elsewhere", dtype=torch.bfloat16, **small)
     assert "another config (data_hash" in refused(capsys, *words, str(tmp_path / "elsewhere"))
+    nan = {name: tensor * torch.nan for name, tensor in tensors_of(CONFIG | small).items()}
+    write_weights(tmp_path / "elsewhere", nan, **small)
+    line = refused(capsys, *words, str(tmp_path / "elsewhere"))
+    assert "elsewhere: some weights are not finite" in line and "base_lr" not in line
     (tmp_path / "elsewhere/merges.txt").unlink()
     assert "merges.txt" in refused(capsys, *words, str(tmp_path / "elsewhere"))

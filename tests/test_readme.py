@@ -165,8 +165,8 @@ def shortened(line: str, folder: str) -> list[str]:
         words = ["theory.py", "P2", "--quick"]
     if "pytest" in words:
         words += ["-c", f"{ROOT}/pytest.ini", "-p", "no:cacheprovider"]
-    if "train.py" in words:
-        at = words.index("train.py") + 1
+    for program in {"train.py", "tests.tools.bench"} & {*words}:
+        at = words.index(program) + 1
         given = [] if "--mode" in words or "--init" in words else TINY
         flags = merge(*given, *words[at:])
         if "my_folder" not in flags:

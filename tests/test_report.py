@@ -142,9 +142,6 @@ def test_compare_report(tmp_path, seeds):
         lines = [json.loads(line) for line in file]
     assert [(line["source"], line["text"]) for line in lines] == [
         (record.source, text) for record, text in zip(RECORDS, TEXTS)]
-    with open(f"{folder}/predictions.txt", encoding="utf-8") as file:
-        assert file.read().split("\n")[1:4] == ["  " + FACTS.format("Øslo", 4),
-                                                RECORDS[1].source, "  Å text"]
     opened = [word for word in end.split("Next ")[0].split() if word.startswith(str(tmp_path))]
     assert len(opened) >= 3 and all(map(os.path.exists, opened))
 
@@ -242,11 +239,13 @@ def test_text_of_users_is_drawn_literally(tmp_path, capsys, name, lines):
 
 
 def test_figures_of_finished_runs(tmp_path, monkeypatch):
-    """Two comparisons and a sweep of p_m: a line for each setting, means over seeds, p_m beside
-    each point, and covering nothing. A legend names every setting that samples."""
+    """Two comparisons and a sweep of p_m, of reward and of slots where they are known: a line for
+    each setting, means over seeds, p_m beside each point, and covering nothing. A legend names
+    every setting that samples."""
     figures, save = [], plots.save_figure
     monkeypatch.setattr(plots, "save_figure", lambda fig, to: figures.append(fig) or save(fig, to))
-    rows = [make_row(name, seed, reward + seed / 10, p_m=p, fp=fp)
+    rows = [make_row(name, seed, reward + seed / 10, p_m=p, fp=fp,
+                     slot_error=p if name == "full" else None)
             for seed in (0, 1) for p in (.8, .1, .2, .05, .4)
             for name, reward, fp in (("full", .9 + p / 1000, 300 + 100 * p), ("masked", .9, 30))]
     rows += [make_row("full", 2, None, p_m=.1)]  # it diverged, and is left out
@@ -255,15 +254,17 @@ def test_figures_of_finished_runs(tmp_path, monkeypatch):
     os.remove(tmp_path / "c/results.json")
     (tmp_path / "c/vary-p_m.json").write_text(json.dumps(rows))
     report.main([*(str(tmp_path / name) for name in "abc"), "--figure", str(tmp_path / "f.png")])
-    (a, b, c), = [figure.axes for figure in figures]
+    (a, b, c, slots), = [figure.axes for figure in figures]
     assert a.get_title() == "weather" and b.get_title() == "weather, mean of 2 seeds"
     assert [text.get_text() for text in a.texts] == ["", "reward 0.98: 200x fewer passes"]
     np.testing.assert_allclose(c.lines[0].get_xydata()[:2], [(305, .95005), (310, .9501)])
+    np.testing.assert_allclose(slots.lines[0].get_xydata()[:2], [(305, .05), (310, .1)])
+    assert len(slots.lines) == 1
     assert [text.get_text() for text in c.texts] == ["0.8", "0.4", "0.2", "0.1", "0.05"] * 2
     figures[0].draw_without_rendering()  # at the resolution in which the texts were placed
     boxes = [text.get_window_extent() for text in c.texts]
     assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
-    assert {text.get_text() for text in c.get_legend().get_texts()} == set(NAMES) - {"mle"}
+    assert {text.get_text() for text in slots.get_legend().get_texts()} == set(NAMES) - {"mle"}
 
 
 @pytest.mark.parametrize("file, content, expected", [

@@ -1,9 +1,7 @@
 """rewards.py against cases worked by hand, slow obvious versions, and the reference packages."""
-import importlib.util
 import random
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,23 +80,6 @@ def test_by_hand(metric, hypothesis, references, expected):
 ])
 def test_values_of_the_packages(metric, count, expected):
     np.testing.assert_allclose(metric(HYPOTHESES[:count], REFERENCES[:count]), expected, atol=1e-9)
-
-
-@pytest.mark.parametrize("pieces, longest", [
-    (NASTY, 20), ("ab", 30), ("अआइ ि\u0301", 12), ("日本語天 a", 9), ("\U0001f600\u200d \0", 7)])
-def test_equal_to_the_packages(pieces, longest):
-    names, sacrebleu = ["rouge1", "rouge2", "rougeL"], pytest.importorskip("sacrebleu")
-    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(names)
-    hypotheses, references = random_texts(longest, pieces, longest, 100)
-    cases = list(zip(hypotheses, references))
-    padded = [[refs[i] if i < len(refs) else None for refs in references] for i in range(3)]
-    scores = [scorer.score_multi(refs, text) for text, refs in cases]
-    for metric, expected in (
-            (rouge, [[score[name].fmeasure for name in names] for score in scores]),
-            (bleu, sacrebleu.corpus_bleu(hypotheses, padded).score),
-            (sentence_bleu, [sacrebleu.sentence_bleu(*case).score / 100 for case in cases]),
-            (chrf, [sacrebleu.sentence_chrf(*case).score / 100 for case in cases])):
-        np.testing.assert_allclose(metric(hypotheses, references), expected, atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("metric", [rouge, bleu, sentence_bleu, chrf])
@@ -277,6 +258,8 @@ def test_a_file_with_the_name_of_ours(folder):
     (folder / "data.py").write_text("def f(h, r, s): return [1] * len(h)\n", "utf-8")
     with pytest.raises(InputError, match="<module 'data' from '.*__init__.py'> has no function"):
         load_reward("data:f")
+
+
 def test_a_neighbour_is_imported(folder):
     (folder / "imports_neighbour.py").write_text(
         "from a_neighbour import VALUE\nimport data.rewards\n"

@@ -40,13 +40,3 @@ def test_two_scripts_end_to_end(tmp_path, capsys):
     written = open(f"{out}/masked/samples.txt", "rb").read().decode("utf-8")
     assert "�" not in written and any(place in written for place in PLACES["hi"] + PLACES["zh"])
     assert "letters" not in capsys.readouterr().out  # chrF reads every script
-
-
-def test_a_reward_that_knows_no_letter_of_the_texts_is_named_before_training(tmp_path, capsys):
-    rng = random.Random(0)
-    for split in data.SPLITS:
-        data.save_records(made_up(rng, 8), f"{tmp_path}/{split}.jsonl")
-    train.main(["--settings", "masked", "--data", str(tmp_path), "--out", f"{tmp_path}/out",
-                "--steps", "1", "--base_steps", "1", "--n_layer", "1", "--n_embd", "16",
-                "--batch_size", "2", "--vocab_size", "300", "--kl_weight", "0", "--device", "cpu"])
-    assert "letters" in capsys.readouterr().out

@@ -5,7 +5,6 @@ tests/test_course.py runs the checks on all of them."""
 import inspect
 
 import torch
-import torch.nn.functional as F
 
 import sorl
 import train

@@ -1,10 +1,12 @@
-"""What an update costs: two things timed against each other, as ratios with their quartiles.
+"""Where the seconds of an update go, in settings that take turns; not a test.
 
-    python -m tests.tools.bench     some minutes; not a test
+    python -m tests.tools.bench --data datasets/e2e --settings online tail masked [--init BASE]
 
-Figures are medians over 7 paired runs. The two sides of a ratio take turns, so that other work on
-the machine slows both.
+Flags are train.py's. Means over ROUNDS updates of each setting, after one to warm up. Without
+--init, of a base that has learned nothing, which writes longer texts.
 """
+import copy
+import sys
 import time
 
 import numpy as np
@@ -12,86 +14,53 @@ import numpy as np
 import train  # before torch: it tells torch's threads to wait quietly
 import torch
 
-import data
-from data.rewards import load_reward
+import sorl
 from lab.batches import Batches
-from lab.policy import machine_of, new_policy, pick_device
-from lab.run import Run
-from lab.settings import make_config
+from lab.cli import parse_args
+from lab.task import Task, machine_of
 
-PAIRS = 7
-PLAIN = dict(mle_weight=0.0, stored="data")  # RL rows alone, as many as MLE's; no ranking of texts
-
-
-def seconds(work) -> float:
-    begun = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+ROUNDS = 8  # a multiple of every --reuse
+PARTS = {"decode": (sorl, "feed"), "forward": (sorl, "target_logits"), "score": (train, "score"),
+         "backward": (torch.Tensor, "backward")}
+spent = {}
 
 
-def time_pairs(a, b) -> list[list[float]]:
-    """Seconds of a and of b, which take turns, after one run of each to warm up: (PAIRS,2)."""
-    a(), b()
-    return [[seconds(a), seconds(b)] for _ in range(PAIRS)]
+def timed(part: str, function):
+    def call(*args, **more):
+        begun = time.perf_counter()
+        found = function(*args, **more)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        spent[part] = spent.get(part, 0.0) + time.perf_counter() - begun
+        return found
+    return call
 
 
-def show(what: str, target: str, pairs) -> None:
-    """One line: the ratio of the first of each pair to the second, and the medians of both."""
-    pairs = np.array(pairs)
-    low, median, high = np.percentile(pairs[:, 0] / pairs[:, 1], (25, 50, 75))
-    sides = " : ".join(f"{side:.4g}" for side in np.median(pairs, 0))
-    print(f"{what:<50} {median:6.2f} [{low:.2f}, {high:.2f}]  target {target}  ({sides} s)",
-          flush=True)
+def main(argv: list[str]) -> None:
+    configs = [cfg for _, cfg, *_ in train.plan(parse_args(argv, train.Config))]
+    task, runs = Task(configs[0]), {}
+    for cfg in configs:
+        policy = task.new_policy(train.base_config(cfg))
+        policy = train.replace(policy, model=copy.deepcopy(policy.model))
+        run = train.Run(cfg, policy, task.reward(cfg.reward), "",
+                        train.make_optimizer(cfg, policy.model), copy.deepcopy(policy.model))
+        batches = Batches(cfg, task.dataset["train"], policy, run.reward, run.written)
+        runs[cfg.setting] = timed("all", lambda run=run, batches=batches: run.count(
+            train.update(run, batches)))
+    for part, (where, name) in PARTS.items():
+        setattr(where, name, timed(part, getattr(where, name)))
 
-
-class Bench:
-    """The default model on the default task, untrained: weights do not change what it costs."""
-
-    def __init__(self):
-        self.device, self.reward = pick_device("auto"), load_reward("rouge")
-        self.dataset = data.load_dataset("forecast")
-        self.tok = new_policy(make_config({}, "masked"), self.dataset, self.device).tok
-
-    def updater(self, name: str, **flags):
-        """A function that does the next update of a run of this setting."""
-        cfg = make_config(flags, name)
-        policy = new_policy(cfg, self.dataset, self.device, self.tok)
-        run = Run(cfg, policy, "", train.make_optimizer(cfg, policy.model))
-        batches = Batches(cfg, self.dataset["train"], policy, self.reward)
-        return lambda: train.update(run, batches, self.reward)
-
-
-def compare_updates(bench: Bench) -> None:
-    """The masked update against maximum likelihood on as many rows, and against K = 1."""
-    masked = bench.updater("masked", K=64, **PLAIN)
-    one = bench.updater("masked", K=1, baseline="loo", **PLAIN)
-    show("masked update, K = 64 : MLE update", "<= 1.45", time_pairs(masked, bench.updater("mle")))
-    show("masked update, K = 64 : K = 1", "<= 1.35", time_pairs(masked, one))
-    for name in ("online", "full"):
-        show(f"{name} update, K = 8 : masked, K = 64", "none",
-             time_pairs(bench.updater(name, K=8), masked))
-
-
-def time_scoring(bench: Bench) -> None:
-    """The share of a masked update that goes into scoring."""
-    spent, usual = [], train.score
-
-    def score(*args):
-        scores = []
-        spent.append(seconds(lambda: scores.append(usual(*args))))
-        return scores[0]
-
-    train.score = score
-    step = bench.updater("masked", K=64, **PLAIN)
-    whole = [seconds(step) for _ in range(PAIRS + 1)]
-    train.score = usual
-    show("scoring : masked update, K = 64", "<= 0.25", list(zip(spent[1:], whole[1:])))
+    rows = {name: [] for name in runs}
+    for _ in range(1 + ROUNDS):
+        for name, update in runs.items():
+            spent.clear()
+            update()
+            rows[name].append([spent.get(part, 0.0) for part in ("all", *PARTS)])
+    print(f"seconds per update; {machine_of(task.device)}\n{'setting':<9}",
+          *(f"{part:>9}" for part in ("all", *PARTS)))
+    for name, seconds in rows.items():
+        print(f"{name:<9}", *(f"{x:>9.3f}" for x in np.mean(seconds[1:], 0)))
 
 
 if __name__ == "__main__":
-    bench = Bench()
-    print(machine_of(bench.device))
-    compare_updates(bench)
-    time_scoring(bench)
+    main(sys.argv[1:])
