@@ -24,7 +24,6 @@ P10 and P12, about phi-models alone, have no row: tests/test_theory.py checks th
 is right about the policy it was made under and wrong about others. P12: for uniform texts 14
 observations have the worst eps of masked's 26, so the asymptotic bound does not single masked out.
 """
-import argparse
 import copy
 import math
 import sys
@@ -37,6 +36,7 @@ from functools import lru_cache
 from itertools import combinations, product
 from pathlib import Path
 
+from lab.cli import Parser, run_command
 from lab.plots import pyplot, save_figure, style, tidy
 from model import EOS, GPT, MASK, SEP, GPTConfig, generate, log_probs  # before torch: see there
 
@@ -883,9 +883,8 @@ PARTS = {  # part -> what it is about, and its propositions
 }
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="theory.py", description=__doc__.split("\n")[0])
-    parser.error = lambda message: sys.exit(print(f"theory.py: {message}", file=sys.stderr) or 2)
+def command(argv: list[str]) -> None:
+    parser = Parser(prog="theory.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     names = [*PARTS, *(name for _, rows in PARTS.values() for name in rows)]
     parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(names))
     parser.add_argument("--quick", action="store_true", help="fewer instances, shorter runs")
@@ -894,8 +893,7 @@ def main(argv=None) -> int:
     for part in set(args.parts) - set(names):
         parser.error(f"unknown part {part!r}; expected {' '.join(names)}")
     if args.plan:
-        print_plan()
-        return 0
+        return print_plan()
     torch.set_num_threads(1)  # the models are tiny: threads would wait for each other
     for part, (paragraph, propositions) in PARTS.items():
         chosen = [name for name in propositions if not args.parts or {part, name} & {*args.parts}]
@@ -913,8 +911,13 @@ def main(argv=None) -> int:
         print(f"\nfigure {file}", end="")
     wrong = sum(bool(row.stated) for row in rows)
     print(f"\n{len(rows)} rows, {wrong} otherwise than stated; {time.time() - start:.0f} s")
-    return int(wrong > 0)
+    if wrong:
+        sys.exit(1)
+
+
+def main(argv: list[str]) -> None:
+    run_command("theory.py", lambda: command(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

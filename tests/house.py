@@ -100,6 +100,13 @@ def test_a_run_knows_the_code_that_it_depends_on():
     assert {module_of(ROOT / name) for name in CODE} == found - shown - {"lab"}
 
 
+def test_every_command_ends_in_one_way():
+    """Ctrl-C, a closed pipe and user errors: by run_command."""
+    mains = [node for file in FILES for node in parsed(file).body
+             if getattr(node, "name", "") == "main"]
+    assert len(mains) > 6 and all("run_command(" in ast.unparse(node) for node in mains)
+
+
 def test_no_circle_of_imports():
     """Counting what is imported at once; a data set's module is, by data, when it is asked for."""
     graph = {module: {name for name in imports(parsed(file), False) if name in HOUSE}

@@ -174,16 +174,6 @@ def test_batch_layout(tok):
     assert ids.shape == (1, 4) and ids[0, 3] == tok.eos and lengths.tolist() == [4]
 
 
-def test_stored_texts_are_not_scored_against_themselves(tok):
-    """The only reference stays; texts that the policy writes are scored against all."""
-    records = [Record("s", ["a", "b", "c"]), Record("t", ["d"])]
-    statics = [["a", "b"], ["d", "d"]]
-    batch = data.make_batch(records, ["a", "d"], statics, tok, 8)
-    assert batch.references == [[["b", "c"], ["a", "c"]], [["d"], ["d"]]]
-    assert batch.all_references == [["a", "b", "c"], ["d"]]
-    assert data.make_batch(records, ["a", "d"], [[], []], tok, 8).static.shape[:2] == (2, 0)
-
-
 @pytest.mark.parametrize("targets, statics, max_len", [
     (["a"], [["a"], ["b"]], 8), (["a", "b"], [["a"]], 8), (["a", "b"], [["a", "b", "c"], ["d"]], 8),
     (["a", "b"], [["a"], ["b"]], 0), (["a", "b"], [["a"], ["b"]], -3)])

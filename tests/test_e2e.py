@@ -1,6 +1,5 @@
 """The E2E converter on small CSVs: names, split, refusal to overwrite, one line for bad input."""
 import json
-import sys
 
 import pytest
 
@@ -110,21 +109,6 @@ def test_bad_input_gets_one_line(tmp_path, capsys, content, says):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert says in refused(capsys, path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("error, code, says", [
-    (KeyboardInterrupt(), 130, "stopped"), (BrokenPipeError(), 1, ""),
-    (OSError(28, "No space left on device"), 2, "data.e2e: [Errno 28] No space left on device")])
-def test_the_command_ends_as_every_command_does(tmp_path, capsys, monkeypatch, error, code, says):
-    """Ctrl-C, `| head -1` and a full disk: one line at most, and no traceback."""
-    def read_rows(path):
-        raise error
-    monkeypatch.setattr(e2e, "read_rows", read_rows)
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # BrokenPipeError replaces it
-    with pytest.raises(SystemExit) as stop:
-        main(["pairs.csv", "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().err.strip()
-    assert stop.value.code == code and said.startswith(says) and "\n" not in said
 
 
 def test_out_that_cannot_be_written_and_no_csv(csv_file, tmp_path, capsys):

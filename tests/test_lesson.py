@@ -1,11 +1,11 @@
 """The example and the numbers of the lesson, by other ways than lab/lesson.py's; and its pages."""
 import math
 import re
-from itertools import product
 from pathlib import Path
 
 import pytest
 
+import theory
 from lab import lesson
 
 ROOT = Path(__file__).parent.parent
@@ -65,12 +65,9 @@ def test_gradient():
 
 
 def test_neighbours():
-    """The best joint by Gibbs' formula, the best product by trying all."""
-    tau, entropy = 0.43, lambda p: -sum(x * math.log(x) for x in p)
-    joint = tau * math.log(2 * math.exp(1 / tau) + 2)
-    tried = {i / 1e4: [a * b for a, b in product((1 - i / 1e4, i / 1e4), repeat=2)]
-             for i in range(5000, 10000)}
-    J, one = max((p[0] + p[3] + tau * entropy(p), one) for one, p in tried.items())
+    """The optima that theory.py states and tests."""
+    joint, J, lean = theory.optima(0.43)
+    one = (1 + lean) / 2  # Pr(1)
     reads, both = lesson.neighbours().split("both in one pass")
     assert reads.endswith(f"= {joint:.3f}\n") and both.endswith(f"= {J:.3f}")
     assert f"{(1 - one) ** 2:.3f}" in both and f"{one ** 2:.3f}" in both

@@ -42,11 +42,6 @@ def test_printed_results_are_those_of_the_file(path, block):
             assert found, f"{path} has not: {line}"
 
 
-def test_results_are_shown():
-    shown = {path for path, _ in BLOCKS}
-    assert shown >= {"assets/main.txt", "assets/forecast.txt", "assets/forecast2.txt"}
-
-
 def test_links_lead_to_files_and_figures_have_alternative_text():
     assert len(LINKS) > 10
     for page, text, target in LINKS:

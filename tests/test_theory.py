@@ -510,11 +510,11 @@ def test_p17_in_closed_form(q, r, p=.3, s=1 - 1e-9):
 
 
 def test_propositions_and_parts(capsys):
-    assert theory.main(["P5", "P7", "--quick"]) == 0
+    theory.main(["P5", "P7", "--quick"])
     out = capsys.readouterr().out
     assert "1.338" in out and "CLAIM 2" in out and "\nP7  The surer" in out and out.isascii()
     assert "P8  " not in out and "CLAIM 3" not in out
-    assert theory.main(["cost", "--quick"]) == 0
+    theory.main(["cost", "--quick"])
     out = capsys.readouterr().out
     assert all(f"\n{name}  " in out for name in theory.PARTS["cost"][1]) and "P6  " not in out
     assert "0 otherwise than stated" in out and "figure" not in out
@@ -525,8 +525,23 @@ def test_exit_code_1(monkeypatch, capsys):
         """A title"""
         yield theory.equal("One is two.", "one {}", [1], [2])
     monkeypatch.setitem(theory.PARTS["asymptotic"][1], "P8", wrong)
-    assert theory.main(["P8", "P9", "--quick"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        theory.main(["P8", "P9", "--quick"])
     assert "[UNEXPECTED, stated: 2] One is two." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error, code, says", [
+    (KeyboardInterrupt(), 130, "stopped"), (BrokenPipeError(), 1, ""), (OSError(28, "full"), 2, "th")])
+def test_it_ends_as_every_command_does(monkeypatch, capsys, error, code, says):
+    def stops(quick):
+        """A title"""
+        raise error
+    monkeypatch.setitem(theory.PARTS["asymptotic"][1], "P8", stops)
+    monkeypatch.setattr(theory.sys, "stdout", theory.sys.stdout)  # BrokenPipeError replaces it
+    with pytest.raises(SystemExit, match=str(code)):
+        theory.main(["P8"])
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(says) and "\n" not in said
 
 
 @pytest.mark.parametrize("argv, hint", [(["P18"], "P17"), (["costs"], "P5"), (["--quik"], "--q")])
@@ -541,7 +556,7 @@ def test_plan(capsys, monkeypatch):
     """32 sources, K = 16, T = 32: a row with gradient takes 10 ms, a sampled token 1 ms."""
     seconds = iter([[.32, .33], [5, 4.096]])  # 32 rows; 32 x 4 x 32 tokens
     monkeypatch.setattr(theory.timeit, "repeat", lambda action, **_: (action(), next(seconds))[1])
-    assert theory.main(["--plan"]) == 0
+    theory.main(["--plan"])
     out = capsys.readouterr().out
     found = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
     for line in ("offline 96 128 1.280 46.9 104.2", "masked 32 64 0.640 93.8 312.5",
@@ -554,7 +569,7 @@ def test_plan(capsys, monkeypatch):
 @pytest.mark.slow
 def test_everything_quick(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert theory.main(["--quick"]) == 0
+    theory.main(["--quick"])
     out = capsys.readouterr().out
     assert "0 otherwise than stated" in out and all(f"\n{name}  " in out for name in ROWS)
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "out" / "theory").iterdir()}
