@@ -5,10 +5,12 @@ its traceback and exits with 1. A command that was stopped exits with 130.
 """
 import argparse
 import difflib
+import json
 import math
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import field, fields
@@ -96,7 +98,17 @@ def parse_args(argv: list[str], config) -> dict:
 def leave(line: str, code: int):
     with suppress(OSError):  # stderr may be closed
         print(line, file=sys.stderr, flush=True)
+    tell_torchrun(line)
     sys.exit(code)
+
+
+def tell_torchrun(reason: str) -> None:
+    """torchrun ends with the reason of the process that failed first, if this file holds it."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        second = int(time.time()) - 1  # the others fail within the same one
+        more = {"py_callstack": reason, "timestamp": str(second)}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": reason, "extraInfo": more}}, file)
 
 
 def run_command(program: str, work) -> None:
@@ -113,6 +125,7 @@ def run_command(program: str, work) -> None:
         sys.stdout.flush()
     except RewardError as e:
         traceback.print_exception(e.__cause__)
+        tell_torchrun(traceback.format_exception_only(e.__cause__)[-1].strip())
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output, such as head, has left
         sys.stdout = open(os.devnull, "w")

@@ -47,6 +47,7 @@ def exchange(operation, *values) -> None:
     try:
         operation(*values)
     except (RuntimeError, ValueError):
+        os.environ.pop("TORCHELASTIC_ERROR_FILE", None)  # the reason is the other's to tell
         raise InputError("another process of this run has stopped, see what it printed; the last "
                          "saved state is kept, and the same command goes on from there") from None
 

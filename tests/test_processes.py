@@ -215,10 +215,18 @@ def torchrun(*flags):
 
 
 @pytest.mark.slow
-def test_torchrun_says_a_mistake_and_starts_afresh(folder, base, tmp_path):
-    process = torchrun("--p_n", "0.3")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode != 0 and 1 <= err.count("unknown flag '--p_n'") <= 2
+def test_torchrun_ends_with_the_reason_and_starts_afresh(folder, base, tmp_path, monkeypatch):
+    """That of the process that failed, not of those that it has left alone."""
+    (tmp_path / "one_sided.py").write_text(
+        "import os\ndef f(hypotheses, references, sources):\n"
+        "    return [2.0 * int(os.environ['RANK'])] * len(hypotheses)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    wrong = command(folder, base, tmp_path / "wrong", "--reward", "one_sided:f")
+    for words, reason in ((["--p_n", "0.3"], "train.py: unknown flag '--p_n'"),
+                          (wrong, "process 1: reward 'one_sided:f' returned 2.0")):
+        process = torchrun(*words)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode != 0 and reason in err.splitlines()[-2], err
     for i in range(3):
         process = torchrun(*command(folder, base, tmp_path / str(i), "--steps", "1"))
         _, err = process.communicate(timeout=300)
