@@ -158,9 +158,9 @@ def load_dataset(name: str) -> dict[str, list[Record]]:
 def flags_of(name: str) -> dict[str, dict]:
     """The flags tuned for a data set: setting ("" for all) -> {flag: value}; {} without any.
 
-    The flags.json of a folder holds such an object, or {"preset": "e2e"} or {"preset":
-    "forecast"} for the flags of that module. Raises InputError when it holds neither. Flags and
-    their values are checked by lab.settings, as those of the command line are."""
+    The flags.json of a folder holds such an object, or {"preset": "e2e"} for e2e.FLAGS. Raises
+    InputError when it holds neither. Flags and their values are checked by lab.settings, as those
+    of the command line are."""
     from data import e2e, forecast
     if name in forecast.GRAMMARS:
         return forecast.FLAGS
@@ -172,12 +172,11 @@ def flags_of(name: str) -> dict[str, dict]:
         return {}
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: expected JSON in UTF-8 ({e!s:.80})") from None
-    for preset, module in (("e2e", e2e), ("forecast", forecast)):
-        if flags == {"preset": preset}:
-            return module.FLAGS
+    if flags == {"preset": "e2e"}:
+        return e2e.FLAGS
     if not isinstance(flags, dict) or not all(isinstance(v, dict) for v in flags.values()):
         raise InputError(f"{path}: expected {{setting: {{flag: value}}}}, \"\" for every setting, "
-                         f"or {{\"preset\": \"e2e\" or \"forecast\"}}, found {flags!r:.60}")
+                         f"or {{\"preset\": \"e2e\"}}, found {flags!r:.60}")
     return flags
 
 

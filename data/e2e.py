@@ -148,11 +148,6 @@ def parse_slots(source: str) -> dict[str, str] | None:
     return ordered if ordered and end == len(source) else None
 
 
-def has_slots(source: str) -> bool:
-    """Whether a source is a meaning representation such as `name[xname], food[Fast food]`."""
-    return parse_slots(source) is not None
-
-
 @lru_cache(maxsize=1 << 14)
 def _mentions(text: str) -> dict[str, Counter]:
     """slot -> how often each of its values is mentioned."""
@@ -236,7 +231,7 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
                 if None in row or None in row.values():  # more fields than names, or fewer
                     raise InputError(f"{place}: expected {len(names)} fields as in the header, "
                                      f"with quotes around a text that has commas")
-                if not has_slots(row["mr"]):
+                if not parse_slots(row["mr"]):
                     raise InputError(f"{place}: expected slots such as name[The Mill], "
                                      f"food[Italian], found {row['mr'][:60]!r}")
                 rows.append((row["mr"], row["ref"]))

@@ -262,7 +262,7 @@ def secret_data(secret: int, folder: str) -> None:
     os.mkdir(folder)
     for split, records in forecast.generate("secret").items():
         data.save_records(records, f"{folder}/{split}.jsonl")
-    write_json({"preset": "forecast"}, f"{folder}/flags.json")
+    write_json(forecast.FLAGS, f"{folder}/flags.json")
 
 
 def run_training(words: list[str], sorl: str = "") -> None:

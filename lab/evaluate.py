@@ -8,7 +8,7 @@ import torch
 import data
 import sorl
 from data import Record
-from data.e2e import has_slots, slot_errors
+from data.e2e import parse_slots, slot_errors
 from data.rewards import bleu, rouge
 from lab import report
 from lab.files import COSTS, write_json
@@ -121,7 +121,7 @@ def test_policy(policy: Policy, base: Policy | None, records: list[Record], rewa
     test_reward, texts = validate(policy, records, reward)
     row = {"test_reward": test_reward, "bleu": bleu(texts, references),
            "rougeL": 100 * float(rouge(texts, references)[:, 2].mean()), "slot_error": None}
-    if all(map(has_slots, sources)):
+    if all(map(parse_slots, sources)):
         errors, slots = slot_errors(texts, sources)
         row["slot_error"] = float(errors.sum() / slots.sum())
 

@@ -233,16 +233,13 @@ def load_policy(path: str, device, state: dict | None = None) -> Policy:
         fits = (tok.vocab_size == model.config.vocab_size and type(state["T"]) is int
                 and 1 < state["T"] < model.config.block_size)
     except Exception as e:
-        raise InputError(f"{path}: weights and shape do not fit ({first_line(e)})") from None
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise InputError(f"{path}: weights and shape do not fit ({reason:.100})") from None
     if not fits:
         raise InputError(f"{path}: its tokenizer or its longest text T does not fit its network")
     if not is_finite(model):
         raise InputError(f"{path}: some weights are not finite")
     return Policy(model.to(device), tok, state["T"], device)
-
-
-def first_line(e: Exception) -> str:
-    return (str(e) or type(e).__name__).splitlines()[0][:100]
 
 
 def weights_hash(model: GPT, tok: Tokenizer) -> str:

@@ -20,7 +20,6 @@ from lab import sample, settings, task
 from runs import (ROOT, TINY, base, command, files, flags_of, folder, merge,  # noqa: F401
                   metrics, read_rows, refused, run, same, short_records, state, train_only, weights)
 
-
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 

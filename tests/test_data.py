@@ -9,7 +9,6 @@ from data.tokenizer import Tokenizer
 
 # ---- the embedded task
 
-
 @pytest.mark.parametrize("name, expected", [
     ("forecast", "a2502775d5f9a1db"), ("forecast2", "09c9b5248fd2188c")])
 def test_the_embedded_task(name, expected):
@@ -126,8 +125,7 @@ def test_the_embedded_task_is_its_name_and_a_folder_its_path(folder):
 
 
 @pytest.mark.parametrize("text, expected", [
-    (None, {}), ("{}", {}),
-    ('{"preset": "e2e"}', e2e.FLAGS), ('{"preset": "forecast"}', forecast.FLAGS),
+    (None, {}), ("{}", {}), ('{"preset": "e2e"}', e2e.FLAGS),
     ('\ufeff{"": {"lr": 0.1, "adv_scale": true, "K": 8}, "online": {"reward": "chrf"}}',
      {"": {"lr": 0.1, "adv_scale": True, "K": 8}, "online": {"reward": "chrf"}})])
 def test_flags_of_a_folder(folder, text, expected):

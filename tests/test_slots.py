@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from data import InputError, e2e
-from data.e2e import has_slots, slot, slot_errors
+from data.e2e import parse_slots, slot, slot_errors
 from tests.tools.slots2 import slot_errors2
 
 SLOT_CASES = [  # slot, value, a text that states it, a text that does not
@@ -93,10 +93,10 @@ def test_slot_accuracy_and_its_floor():
 
 
 def test_sources_that_are_no_meaning_representation():
-    assert has_slots("name[xname], priceRange[£20-25]")
+    assert parse_slots("name[xname], priceRange[£20-25]")
     for other in ("place: Oslo; sky: clear", "", "name[xname], colour[red]",
                   "name[xname] and more", "name[xname], food[French], food[Thai]"):
-        assert not has_slots(other)
+        assert not parse_slots(other)
     with pytest.raises(InputError, match="place: Oslo"):
         slot(["x"], [["x"]], ["place: Oslo"])
     with pytest.raises(ValueError):
