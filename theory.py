@@ -883,7 +883,8 @@ PARTS = {  # part -> what it is about, and its propositions
 }
 
 
-def command(argv: list[str]) -> None:
+@run_command("theory.py")
+def main(argv: list[str]) -> None:
     parser = Parser(prog="theory.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     names = [*PARTS, *(name for _, rows in PARTS.values() for name in rows)]
     parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(names))
@@ -913,10 +914,6 @@ def command(argv: list[str]) -> None:
     print(f"\n{len(rows)} rows, {wrong} otherwise than stated; {time.time() - start:.0f} s")
     if wrong:
         sys.exit(1)
-
-
-def main(argv: list[str]) -> None:
-    run_command("theory.py", lambda: command(argv))
 
 
 if __name__ == "__main__":

@@ -296,13 +296,10 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
     """What a comparison runs: (value of the varied flag, config, its folder, its base's folder)."""
     names = given.get("settings", QUICK if given.get("quick") else SETTINGS)
     seeds = given.get("seeds", ())
-    if seeds and "seed" in given:
-        raise InputError("--seed: given beside --seeds; expected one of them")
     varied, values = variants(given.get("vary", ()))
-    if varied in given:
-        raise InputError(f"--{varied}: given beside --vary {varied}; expected one of them")
-    if given.get("quick") and "settings" in given:
-        raise InputError("--quick: given beside --settings; expected one of them")
+    for one, other in (("seed", "seeds"), ("quick", "settings"), (varied, "vary")):
+        if {one, other} <= given.keys():
+            raise InputError(f"--{one}: given beside --{other}; expected one of them")
     configs = [(word, make_config(given | flags, name))
                for name in SETTINGS if name in names for word, flags in values.items()]
     unused = [unused_flags(cfg, given) for _, cfg in configs]
@@ -368,7 +365,8 @@ def compare(given: dict) -> None:
             print("\n" + report.compare_report(cfg.out, rows, test, machine, cfg.seeds))
 
 
-def command(argv: list[str]) -> None:
+@run_command("train.py")
+def main(argv: list[str]) -> None:
     given = parse_args(argv, Config)
     mode = given.setdefault("mode", "compare")
     if unused := given.keys() - USED[mode]:
@@ -382,10 +380,6 @@ def command(argv: list[str]) -> None:
         sample.run_mode(mode, given, reinforce)
     sys.stdout.flush()
     processes.end()
-
-
-def main(argv: list[str]) -> None:
-    run_command("train.py", lambda: command(argv))
 
 
 if __name__ == "__main__":

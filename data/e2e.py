@@ -331,7 +331,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="CSV",
                         help="a file with the columns mr and ref")
     parser.add_argument("--out", required=True, type=Path, help="the folder of the records")
-    run_command("data.e2e", lambda: command(**vars(parser.parse_args(argv))))
+    with run_command("data.e2e"):
+        command(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -417,11 +417,6 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 # -------------------------------------------------------------------------------------------------
 # What is known about a reward before it runs
 
-def is_built_in(spec: str) -> bool:
-    """Whether a reward runs no code but ours."""
-    return set(_names(spec)) <= BUILT_IN.keys()
-
-
 def source_of(spec: str) -> bytes:
     """The code of the user's modules in a reward that `load_reward` has found, and of the modules
     that they have imported from the same folder; b"" for built-in rewards."""

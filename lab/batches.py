@@ -36,19 +36,15 @@ def batch_indices(n: int, size: int, seed: int, number: int) -> list[int]:
     return [permutation(n, seed, place // n)[place % n] for place in places]
 
 
-def best_first(texts, references, sources, reward) -> list[list[str]]:
-    """Every source's texts by falling reward, equal ones in their order.
-
-    texts[b][c] is scored against the list references[b][c]; all are scored in one call."""
-    flat = [text for of_source in texts for text in of_source]
-    refs = [lists for of_source in references for lists in of_source]
-    srcs = [source for source, of_source in zip(sources, texts) for _ in of_source]
-    scores = iter(reward(flat, refs, srcs) if flat else ())
+def best_first(records: list[Record], texts: list[list[str]], reward) -> list[list[str]]:
+    """Each record's texts by falling reward, equal ones in their order. All are scored in one call,
+    each against the references but for itself."""
+    cases = [(text, r.others(text), r.source) for r, of_r in zip(records, texts) for text in of_r]
+    scores = iter(reward(*zip(*cases)) if cases else ())
     ranked = []
-    for of_source in texts:
-        score = [next(scores) for _ in of_source]
-        order = sorted(range(len(of_source)), key=lambda c: -score[c])
-        ranked.append([of_source[c] for c in order])
+    for of_r in texts:
+        score = dict(zip(of_r, scores))  # equal texts have equal scores
+        ranked.append(sorted(of_r, key=score.get, reverse=True))
     return ranked
 
 
@@ -126,9 +122,7 @@ class Batches:
         """Score the stored texts of records that have not been ranked yet, all in one call."""
         new = [i for i in dict.fromkeys(chosen) if i not in self.ranked]
         records = [self.records[i] for i in new]
-        references = [[r.others(text) for text in r.static] for r in records]
-        texts, sources = [r.static for r in records], [r.source for r in records]
-        self.ranked |= zip(new, best_first(texts, references, sources, self.reward))
+        self.ranked |= zip(new, best_first(records, [r.static for r in records], self.reward))
 
     def write(self, batch: data.Batch, number: int) -> tuple[torch.Tensor, int]:
         """C texts of the policy for each source, ids (B,C,T), and the FPs that they cost. A text

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import field, fields
 
 from data import InputError
@@ -111,8 +111,9 @@ def tell_torchrun(reason: str) -> None:
             json.dump({"message": {"message": reason, "extraInfo": more}}, file)
 
 
-def run_command(program: str, work) -> None:
-    """Call work(), and end the program as its outcome says."""
+@contextmanager
+def run_command(program: str):
+    """Around a command's work, or its function: ends the program as the outcome says."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before we began
@@ -121,7 +122,7 @@ def run_command(program: str, work) -> None:
             getattr(sys, name).reconfigure(errors="replace")
     process = int(os.environ.get("RANK", 0))  # torchrun's, which may start several of us
     try:
-        work()
+        yield
         sys.stdout.flush()
     except RewardError as e:
         traceback.print_exception(e.__cause__)

@@ -14,6 +14,7 @@ import dis
 import importlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -32,7 +33,7 @@ import data
 from data import InputError, forecast
 from lab.cli import Parser, flags_of, run_command
 from lab.files import read_json, write_json, write_text
-from lab.report import LEVEL, read_lines
+from lab.report import LEVEL, first_reach, read_curve
 from lab.settings import BASE, NOT_TUNING, Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,19 +307,15 @@ def leaderboard(paths: list[str], secret: int) -> None:
                 print(f"{path}: {e}", flush=True)
         rows = []
         for name, folders in runs.items():
-            costs = []
-            for folder in folders:
-                lines = read_lines(f"{folder}/metrics.jsonl", "fp", "tokens", "val_reward")
-                reached = [(line["fp"], line["tokens"]) for line in lines
-                           if line["val_reward"] is not None and line["val_reward"] >= LEVEL]
-                costs.append(min(reached, default=(float("inf"), float("inf"))))
-            rows.append((*sorted(costs)[len(costs) // 2], name))
+            at = first_reach(read_curve(folders), LEVEL) or {"fp": math.inf, "tokens": math.inf}
+            rows.append((at["fp"], at["tokens"], name))
     print(f"{'entry':<24}{'FPs':>9}{'tokens':>12}")
     for fp, tokens, name in sorted(rows):
         print(f"{name:<24}{fp:>9,.0f}{tokens:>12,.0f}")
 
 
-def command(argv: list[str]) -> None:
+@run_command("lab.course")
+def main(argv: list[str]) -> None:
     parser = Parser(prog="lab.course", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -330,10 +327,6 @@ def command(argv: list[str]) -> None:
     args = vars(parser.parse_args(argv))
     work = {"handout": handout, "grade": grade, "leaderboard": leaderboard}[args.pop("command")]
     work(**args)
-
-
-def main(argv: list[str]) -> None:
-    run_command("lab.course", lambda: command(argv))
 
 
 if __name__ == "__main__":

@@ -27,24 +27,19 @@ def logits_of(policy: Policy, sources: list[str], text: torch.Tensor) -> torch.T
     return sorl.target_logits(policy.model, *encode(policy, sources), text)
 
 
-def rows_at_once(policy: Policy) -> int:
-    """256 texts, or fewer if the logits (rows,T,V) of so many would take more than 512 MB."""
-    return max(1, min(256, 2 ** 27 // (policy.T * policy.tok.vocab_size)))
-
-
 def slices(count: int, size: int) -> list[slice]:
     return [slice(at, at + size) for at in range(0, count, size)]
 
 
 @torch.no_grad()
-def write_texts(policy: Policy, sources: list[str], u=None) -> torch.Tensor:
-    """One text for each source, greedy, or sampled by uniforms u (N,1,T) -> ids (N,T)."""
+def write_texts(policy: Policy, sources: list[str], u=None, **how) -> torch.Tensor:
+    """K texts for each source, sampled by uniforms u (N,K,T), or a greedy one -> ids (N,K,T)."""
     texts = []
     for part in slices(len(sources), 256):
         src, pad = encode(policy, sources[part])
         rows = None if u is None else u[part].to(policy.device)
         with autocast(policy.device):
-            texts.append(generate(policy.model, src, pad, policy.T, rows)[:, 0])
+            texts.append(generate(policy.model, src, pad, policy.T, rows, **how))
     return torch.cat(texts)
 
 
@@ -101,7 +96,8 @@ def note_copying(base: Policy, records: list[Record]) -> None:
 def spread(policy: Policy, base: Policy | None, sources, tokens) -> dict:
     """Entropy and KL to the base, nats per token, along sampled texts, ids (N,T)."""
     sums, count = {"entropy": 0.0, "kl_to_base": 0.0}, 0
-    for part in slices(len(sources), rows_at_once(policy)):
+    rows = 2 ** 27 // (policy.T * policy.tok.vocab_size)  # whose logits take 512 MB
+    for part in slices(len(sources), max(1, min(256, rows))):
         inside = sorl.text_mask(tokens[part], policy.tok.vocab_size)
         n = int(inside.sum())
         logits = logits_of(policy, sources[part], tokens[part])
@@ -126,7 +122,7 @@ def test_policy(policy: Policy, base: Policy | None, records: list[Record], rewa
         row["slot_error"] = float(errors.sum() / slots.sum())
 
     u = sorl.uniforms((len(sources), 1, policy.T), seed, "test")
-    tokens = write_texts(policy, sources, u)
+    tokens = write_texts(policy, sources, u)[:, 0]
     sampled = policy.texts(tokens)
     row["sampled_reward"] = float(reward(sampled, references, sources).mean())
     row["distinct2"] = sorl.distinct(sampled)

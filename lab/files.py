@@ -50,7 +50,7 @@ def read_json(path: str):
 
 
 def read_fields(value, keys: tuple, where: str) -> dict:
-    """These fields of a row or of a line of a log; None for one that is missing. Raises InputError,
+    """A row or a line of a log; of these fields one that is missing is None. Raises InputError,
     which begins with `where`, for a value of another type."""
     row = value if isinstance(value, dict) else {}
     for key in keys:
@@ -58,11 +58,12 @@ def read_fields(value, keys: tuple, where: str) -> dict:
         fits = isinstance(found, str if key in TEXTS else (int, float))
         if not fits and (found is not None or key in NEEDED):
             raise InputError(f"{where}: {key}: expected {kind}, found {found!r:.40}")
-    return {key: row.get(key) for key in keys}
+    return row | {key: row.get(key) for key in keys}
 
 
 def read_lines(path: str, *keys: str) -> list[dict]:
-    """These fields of every line of a JSONL file. Raises InputError, which names the line."""
+    """The lines of a JSONL file, as read_fields gives them. Raises InputError, which names the
+    line."""
     lines = []
     try:
         with open(path, encoding="utf-8") as file:

@@ -154,16 +154,13 @@ def branch(q: float = 0.2, s: float = 0.99, r: float = 0.5) -> str:
 PARTS = {part.__name__: part for part in (example, gradient, neighbours, cost, ratio, branch)}
 
 
-def command(argv: list[str]) -> None:
+@run_command("lab.lesson")
+def main(argv: list[str]) -> None:
     parser = Parser(prog="lab.lesson", allow_abbrev=False)
     parser.add_argument("part", nargs="?", choices=PARTS)
     chosen = parser.parse_args(argv).part
     for name in [chosen] if chosen else PARTS:
         print(f"{name}: {' '.join(PARTS[name].__doc__.split())}\n\n{PARTS[name]()}\n")
-
-
-def main(argv: list[str]) -> None:
-    run_command("lab.lesson", lambda: command(argv))
 
 
 if __name__ == "__main__":

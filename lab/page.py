@@ -18,7 +18,7 @@ from data import InputError
 from data.rewards import blind_to
 from data.tokenizer import PATTERN
 from lab.cli import Parser, run_command
-from lab.files import read_json, write_text
+from lab.files import read_json, read_lines, write_text
 from lab.plots import style
 from lab.report import read_rows
 from lab.settings import make_config
@@ -31,20 +31,14 @@ LARGEST, SIZE = 10 ** 6, 8 * 10 ** 6  # parameters that a browser runs well; byt
 DASHES = {"-": [], "--": [4, 2], "-.": [5, 2, 1, 2], ":": [1, 2]}  # in widths of a line
 
 
-def read_lines(path: str) -> list[dict]:
-    """The objects of a JSONL file. Raises InputError if it holds anything else."""
-    try:
-        return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: expected lines written by train.py ({e!s:.80})") from None
-
-
 def read_course(folder: str, name: str) -> dict:
     """A run's evaluations (step, FPs, reward), the greedy texts of each, its look in figures."""
+    lines = read_lines(f"{folder}/metrics.jsonl", "step", "fp", "val_reward")
     points = [(row["step"], row["fp"], round(row["val_reward"], 4))
-              for row in read_lines(f"{folder}/metrics.jsonl") if row.get("val_reward") is not None]
+              for row in lines if row["val_reward"] is not None]
     points = points[::-1][::1 + len(points) // EVALUATIONS][::-1]  # the last one stays
-    texts = {row["step"]: row["texts"][:SOURCES] for row in read_lines(f"{folder}/texts.jsonl")}
+    texts = {row["step"]: row["texts"][:SOURCES]
+             for row in read_lines(f"{folder}/texts.jsonl", "step")}
     color, dash = style(name)["color"], style(name)["linestyle"]
     return {"points": points, "texts": [texts.get(step, []) for step, *_ in points],
             "color": color, "dash": DASHES[dash] if isinstance(dash, str) else dash[1]}
@@ -105,15 +99,14 @@ def make_page(out: str, chosen: list[str]) -> str:
     return Path(__file__).with_suffix(".html").read_text("utf-8").replace("{{DATA}}", text)
 
 
+@run_command("lab.page")
 def main(argv: list[str]) -> None:
-    def command():
-        parser = Parser(prog="lab.page", description=__doc__, allow_abbrev=False)
-        parser.add_argument("out", metavar="OUT", help="the folder of a comparison")
-        parser.add_argument("--weights", nargs=2, default=[], help="the two settings to carry")
-        args = parser.parse_args(argv)
-        write_text(f"{args.out}/page.html", make_page(args.out, args.weights))
-        print(f"wrote {args.out}/page.html")
-    run_command("lab.page", command)
+    parser = Parser(prog="lab.page", description=__doc__, allow_abbrev=False)
+    parser.add_argument("out", metavar="OUT", help="the folder of a comparison")
+    parser.add_argument("--weights", nargs=2, default=[], help="the two settings to carry")
+    args = parser.parse_args(argv)
+    write_text(f"{args.out}/page.html", make_page(args.out, args.weights))
+    print(f"wrote {args.out}/page.html")
 
 
 if __name__ == "__main__":

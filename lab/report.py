@@ -31,7 +31,7 @@ from lab.plots import STRONG, Panel, draw_panels
 ROW = ("name", "setting", "observation", "p_m", "K", "refresh", "reuse", "seed", "val_reward",
        "test_reward", "sampled_reward", "bleu", "rougeL", "slot_error", "entropy", "kl_to_base",
        "distinct2", "fp", "rows_grad", "fp_grad", "fp_mle", "tokens", "seconds", "steps")
-CURVE = ("step", "fp", "seconds", "val_reward")
+CURVE = ("step", "fp", "tokens", "seconds", "val_reward")
 SPREAD = ("val_reward", "test_reward", "sampled_reward", "facts", "slot_error", "bleu", "rougeL")
 WIDTH = 100                 # columns of what is printed
 LEVEL, MARGIN = 0.98, 0.02  # of reward, for cost at matched quality
@@ -90,13 +90,12 @@ def read_rows(path: str) -> list[dict]:
     rows = read_json(path) or []
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected rows in a list, as train.py writes them")
-    places = [f"{path}: row {number}" for number in range(1, len(rows) + 1)]
-    return [row | read_fields(row, ROW, place) for row, place in zip(rows, places)]
+    return [read_fields(row, ROW, f"{path}: row {number}") for number, row in enumerate(rows, 1)]
 
 
 def read_curve(folders: list[str]) -> dict:
-    """The evaluations that all these runs have, E of them -> step, fp, seconds and val_reward,
-    means over the runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
+    """The evaluations that all these runs have, E of them -> the fields of CURVE, means over the
+    runs, (E,) each; and in `runs` the same of every run. Raises InputError."""
     runs = []
     for folder in folders:
         lines = read_lines(f"{folder}/metrics.jsonl", *CURVE)
@@ -172,7 +171,7 @@ def tabulate(groups: dict, columns: dict) -> str:
 def first_reach(curve: dict, level: float) -> dict | None:
     """Step and costs at the first evaluation whose validation reward is at least `level`: the
     median over the runs; None if half of them or more never get there."""
-    keys, reached = ("step", "fp", "seconds"), []
+    keys, reached = CURVE[:-1], []
     for run in curve["runs"]:
         at = np.flatnonzero(run["val_reward"] >= level)
         reached.append([run[key][at[0]] if len(at) else math.inf for key in keys])
@@ -234,6 +233,8 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     config = read_json(f"{out}/config.json")
     lost = {row["seed"] for row in rows if row["name"] == "base" and row["val_reward"] is None}
     rows = [row for row in rows if row["seed"] not in lost]
+    if not rows:
+        raise InputError("the base of every seed diverged; try a smaller --base_lr")
     notes = [f"note: the base of seed {seed} diverged, and is left out" for seed in sorted(lost)]
     groups, folders, texts = by_name(rows), folders_of(out, rows, seeds), {}
     curves = {name: read_curve(runs) for name, runs in folders.items() if name != "base"}
@@ -251,8 +252,8 @@ def compare_report(out: str, rows: list[dict], records: list, machine: str, seed
     write_text(f"{out}/report.txt", "\n\n".join([*tables, more, example]) + "\n")
     write_text(f"{out}/outputs.txt", samples(texts, records[:20]) + "\n")
     draw_panels(f"{out}/compare.png", [panel_of(config["data"], rows, curves)])
-    best = folders[best_first(groups)[0]][0]
-    return "\n\n".join([*tables, example, advice(groups) + "\n" + what_next(out, best, config)])
+    take, best = advice(groups)
+    return "\n\n".join([*tables, example, take + "\n" + what_next(out, folders[best][0], config)])
 
 
 def diverged(rows: list[dict]) -> str:
@@ -267,21 +268,15 @@ def mean_reward(rows: list[dict]) -> float:
     return -math.inf if None in rewards else np.mean(rewards)
 
 
-def best_first(groups: dict[str, list[dict]]) -> list[str]:
-    """Settings by mean validation reward; of equal ones, the cheaper first."""
-    def order(name):
-        return -round(mean_reward(groups[name]), 3), np.mean([row["fp"] for row in groups[name]])
-    return sorted(groups, key=order)
-
-
-def advice(groups: dict[str, list[dict]]) -> str:
-    """Which setting to take: the one of the highest validation reward, with its lead over the next
-    one; and the cheapest that has at least half of its gain over the base."""
+def advice(groups: dict[str, list[dict]]) -> tuple[str, str]:
+    """Which setting to take, in words and its name: that of the highest validation reward (of equal
+    ones the cheapest), with its lead over the next; and the cheapest that has half of its gain."""
     reward = {name: mean_reward(rows) for name, rows in groups.items()}
     cost = {name: np.mean([row["fp"] for row in rows]) for name, rows in groups.items()}
-    base, (best, *others) = next(iter(groups)), best_first(groups)
+    base = next(iter(groups))
+    best, *others = sorted(groups, key=lambda name: (-round(reward[name], 3), cost[name]))
     if best == base:
-        return f"Take   {base}: no setting has a higher validation reward"
+        return f"Take   {base}: no setting has a higher validation reward", base
     lines = [f"Take   {best}: the highest validation reward, {reward[best]:.3f}, "
              f"for {cost[best]:,.0f} FPs"]
     others_reward = {row["seed"]: row["val_reward"] for row in groups[others[0]]}
@@ -296,7 +291,7 @@ def advice(groups: dict[str, list[dict]]) -> str:
     if cheapest != best:
         lines.append(f"    or {cheapest}: {reward[cheapest]:.3f} ({base}: {reward[base]:.3f}), "
                      f"for {cost[cheapest]:,.0f} FPs")
-    return "\n".join(lines)
+    return "\n".join(lines), best
 
 
 def samples(texts: dict[str, list[list[str]]], records: list) -> str:
@@ -376,7 +371,8 @@ def spectrum(rows: list[dict], field: str, title: str) -> Panel:
 # -------------------------------------------------------------------------------------------------
 # Command line
 
-def command(argv: list[str]) -> None:
+@run_command("lab.report")
+def main(argv: list[str]) -> None:
     """Panels for each comparison, and for all sweeps of p_m."""
     parser = Parser(prog="lab.report", allow_abbrev=False)
     parser.add_argument("out", nargs="+", help="folders of comparisons or of sweeps of p_m")
@@ -399,10 +395,6 @@ def command(argv: list[str]) -> None:
             panels.append(spectrum(sweeps, field, title))
     draw_panels(args.figure, panels)
     print(f"wrote {args.figure}")
-
-
-def main(argv: list[str]) -> None:
-    run_command("lab.report", lambda: command(argv))
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ def hash_code() -> dict[str, str]:
 def check_folder(folder: str, config: dict, anew: bool) -> None:
     """Raises InputError if a folder holds something else than runs of train.py, or the checkpoint
     of another run or of other code. Without a checkpoint there is nothing in it to lose."""
-    if not os.path.isdir(folder):  # `claim` makes it, or says what is in the way
-        return
-    files = {name for name in os.listdir(folder) if not is_left(f"{folder}/{name}")}
+    inside = glob.glob(f"{glob.escape(folder)}/**", recursive=True)  # .lock, hidden, is left out
+    files = [os.path.relpath(path, folder) for path in inside
+             if os.path.isfile(path) and not path.endswith(".tmp")]
     was = read_json(f"{folder}/config.json")
     if was is None and not files:
         return
@@ -80,10 +80,9 @@ def check_folder(folder: str, config: dict, anew: bool) -> None:
     if kinds in ([True, False], [False, True]):
         raise InputError(f"--out {folder}: holds a comparison or a sweep, the other of the two; "
                          f"expected another --out")
-    below = glob.glob(f"{glob.escape(folder)}/**/ckpt.pt", recursive=True)
     names = sorted(config.keys() - PLACES - {"code"}) if "ckpt.pt" in files and not anew else []
     other = [name for name in ("mode", *names) if was.get(name) != config[name]]
-    if other and below:
+    if other and any(name.endswith("ckpt.pt") for name in files):
         raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])}); "
                          f"expected {'' if 'mode' in other else 'the same flags, --anew, or '}"
                          f"another --out")
@@ -92,14 +91,6 @@ def check_folder(folder: str, config: dict, anew: bool) -> None:
     if changed:
         raise InputError(f"--out {folder}: its run was made by another {changed[0]}; expected "
                          f"another --out, or --anew, which starts the runs of this command again")
-
-
-def is_left(path: str) -> bool:
-    """Is it what a command leaves that is killed while it makes its folders?"""
-    names = [os.path.basename(path)]
-    if os.path.isdir(path):
-        names = [name for *_, found in os.walk(path) for name in found]
-    return set(names) <= {".lock", "config.json.tmp"}
 
 
 @contextmanager

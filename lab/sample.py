@@ -11,12 +11,11 @@ from data.rewards import load_reward
 from lab import report
 from lab.batches import best_first, widen
 from lab.cli import flags_of, value_of
-from lab.evaluate import encode, slices, test_policy, write_texts
+from lab.evaluate import slices, test_policy, write_texts
 from lab.files import write_json
 from lab.run import Progress, Run
 from lab.settings import Config
-from lab.task import Policy, autocast, count_cut_texts, load, load_policy, pick_device
-from model import generate
+from lab.task import Policy, count_cut_texts, load, load_policy, pick_device
 
 
 def run_mode(mode: str, given: dict, reinforce) -> None:
@@ -80,7 +79,6 @@ def evaluate(cfg: Config, policy: Policy, dataset, reward) -> None:
         print(f"wrote {cfg.out}/predictions.jsonl")
 
 
-@torch.no_grad()
 def write_candidates(cfg: Config, policy: Policy, dataset, reward) -> None:
     """Write the data again, with K texts of the policy per source, best first, as static texts."""
     if not cfg.out:
@@ -92,17 +90,14 @@ def write_candidates(cfg: Config, policy: Policy, dataset, reward) -> None:
         for at in slices(total, max(1, 512 // cfg.K)):
             part = dataset[split][at]
             sources = [r.source for r in part]
-            src, pad = encode(policy, sources)
             u = sorl.uniforms((len(part), cfg.K, policy.T), cfg.seed, split, at.start,
                               "candidates")
-            with autocast(policy.device):
-                tokens = generate(policy.model, src, pad, policy.T, u.to(policy.device),
-                                  temperature=cfg.temperature, top_k=cfg.top_k)
+            tokens = write_texts(policy, sources, u, temperature=cfg.temperature,
+                                 top_k=cfg.top_k)
             fp += int(sorl.text_mask(tokens, policy.tok.vocab_size).sum())
             texts = [[text for text in policy.texts(rows) if text.strip()] or r.static
                      for r, rows in zip(part, tokens)]
-            references = [[r.references] * len(of_r) for r, of_r in zip(part, texts)]
-            ranked = best_first(texts, references, sources, reward)
+            ranked = best_first(part, texts, reward)
             records += [replace(r, static=of_r) for r, of_r in zip(part, ranked)]
             progress.show(len(records), total, f"FP {fp:>8,}", len(records) == total)
     for split, records in made.items():  # at the end, so that a stopped command leaves no file

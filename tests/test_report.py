@@ -155,6 +155,8 @@ def test_a_setting_that_diverged_is_a_row_and_a_note(tmp_path):
     tables, example = text.split("Greedy texts")
     assert "\nnote: tail diverged with seed 1; its texts and facts are left out\n" in tables
     assert tables.count("\ntail ") == 2 and "  base " in example and "  tail " not in example
+    with pytest.raises(InputError, match="the base of every seed diverged; try a smaller --b"):
+        compare(tmp_path, [row | {"val_reward": None} for row in rows], (0, 1))
 
 
 @pytest.mark.parametrize("broken, content, expected", [
@@ -187,7 +189,7 @@ def test_advice_names_the_best_setting_and_the_cheapest_with_half_of_its_gain():
     def advice(**rewards_and_cost):
         return report.advice({name: [make_row(name, seed, reward, fp=fp)
                                      for seed, reward in enumerate(rewards)]
-                              for name, (*rewards, fp) in rewards_and_cost.items()}).split("\n")
+                              for name, (*rewards, fp) in rewards_and_cost.items()})[0].split("\n")
 
     assert advice(base=(.1, .1, .1, 0), mle=(.3, .3, .3, 0), online=(.6, .6, .6, 900),
                   masked=(.5, .3, .4, 10), static=(.9, None, .9, 10)) == [
