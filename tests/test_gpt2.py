@@ -71,7 +71,6 @@ def write_vocabulary(path, pairs: list[tuple[bytes, bytes]]):
 PAIRS = [(b"t", b"h"), (b" ", b"th"), (b" th", b"e"), (b"i", b"n"), (b"in", b"g"), (b" ", b" "),
          (b"\xc3", b"\xa9"), (b"1", b"2"), (b"'", b"t"), (b"\n", b"\n"), (b"th", b"ing")]
 
-
 LOGITS = {  # (column, id) -> logit: of all seven ids, and of the last five after two of padding
     0: {(0, 1): 0.32206, (0, 22): 0.85855, (3, 1): -0.32803, (3, 22): -0.84856,
         (6, 1): -0.69022, (6, 22): -1.55648},
