@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, count
@@ -364,13 +364,7 @@ def _load_function(name: str) -> Reward:
     if function_name not in functions:
         raise InputError(f"reward {name!r}: {module} has no function {function_name!r}"
                          + _suggest(function_name, functions))
-
-    @_users_code(name)
-    def reward(hypotheses, references, sources):
-        values = functions[function_name](hypotheses, references, sources)
-        return list(values) if isinstance(values, Iterator) else values
-
-    return reward
+    return _users_code(name)(functions[function_name])
 
 
 @contextmanager

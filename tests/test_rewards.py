@@ -153,7 +153,6 @@ MODULE = """
 import torch
 
 def length(h, r, s): return [min(1, len(x) / 10) for x in h]
-def lazy(h, r, s): return (min(1, len(x) / 10) for x in h)
 def tensor(h, r, s): return torch.tensor([0.5, 0.0])
 def greedy(h, r, s):
     h.clear(), r[0].clear()
@@ -185,7 +184,7 @@ def user_module(folder):
 
 def test_rewards_of_the_user(user_module):
     cases = ["abcde", ""], [["", "x"]] * 2, ["", ""]
-    for name in ("length", "lazy", "tensor", "greedy"):
+    for name in ("length", "tensor", "greedy"):
         np.testing.assert_allclose(load_reward(f"my_rewards:{name}")(*cases), [0.5, 0])
     np.testing.assert_allclose(load_reward("my_rewards:greedy+my_rewards:length")(*cases), [.5, 0])
     assert cases == (["abcde", ""], [["", "x"]] * 2, ["", ""])  # inputs are copied
@@ -214,7 +213,7 @@ def test_equal_cases_are_scored_once(user_module):
     ("b'01'", "bytes of shape ()"), ("['good'] * 2", "list: expected 2"),
     ("{0.2, 0.7}", "set: expected 2 finite numbers in 0..1, one for each hypothesis, as a list"),
     ("{'a': 0.2, 'b': 0.7}", "dict: expected 2"), ("{0: 0.2}.values()", "dict_values: expected 2"),
-    ("(x for x in [1])", "list of shape (1,)"), ("frozenset([1])", "frozenset: expected 2"),
+    ("(x for x in [.2, .7])", "generator: expected 2"), ("frozenset([1])", "frozenset: expected 2"),
     ("torch.tensor([0.5, 0.5], requires_grad=True)", "Tensor: expected 2"),
     ("torch.tensor([0.5, 1.5])", "1.5 for the text 'b'")])
 def test_results_are_checked(folder, result, says):
@@ -233,13 +232,12 @@ RAISED = ["1 / 0", "raise ConnectionError('down')", "raise BrokenPipeError", "op
 
 @pytest.mark.parametrize("statement", RAISED)
 def test_errors_of_the_user_are_theirs(folder, statement):
-    """What is raised in a function, in a generator or at import is the cause of a RewardError,
-    whatever its type, and its traceback ends in the user's file."""
+    """What is raised in a function or at import is the cause of a RewardError, whatever its type,
+    and its traceback ends in the user's file."""
     (folder / "calls.py").write_text(f"def f(h, r, s):\n    {statement}\n", "utf-8")
-    (folder / "yields.py").write_text(f"def f(h, r, s):\n    yield 1\n    {statement}\n", "utf-8")
     (folder / "imports.py").write_text(f"{statement}\n", "utf-8")
     case = ["a", "b"], [["a"], ["b"]], ["s", "s"]
-    for name in ("calls", "yields", "imports"):
+    for name in ("calls", "imports"):
         with pytest.raises(RewardError, match=f"reward '{name}:f' raised") as error:
             load_reward(f"{name}:f")(*case)
         last, files = error.value.__cause__.__traceback__, []
