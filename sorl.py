@@ -53,8 +53,9 @@ def uniforms(shape: tuple[int, ...], *key) -> torch.Tensor:
 def sample_mask(u, lengths, p_m: float):
     """Coins: M_t for texts of the given lengths. Uniforms u (N,T), lengths (N,) with EOS -> (N,T).
 
-    Each position has its own coin; the end token and padding are never masked. Raises ValueError
-    for p_m outside [0, 1]."""
+    Each position has its own coin; the end token, which a length counts, and padding are never
+    masked; with T + 1 for a length all columns have coins. Raises ValueError for p_m outside
+    [0, 1]."""
     check_rate(p_m)
     before_end = torch.arange(u.size(1), device=u.device) < lengths[:, None] - 1
     return (u < p_m) & before_end
@@ -260,8 +261,9 @@ def policy_loss(rollout: Rollout, A, before=None):
     before (N,K,T): for samples that an earlier policy drew (`reuse`), the log-probabilities that
     it gave them. A token's term is then PPO's min(A·ρ, A·clip(ρ, 1-ε, 1+ε)), ρ = π / π_before: it
     stops pushing once the token has moved by ε in the direction of A. At ρ = 1 the gradient is
-    that of the plain form, so with the scale `source` and N updates per sample, online is GRPO with
-    N inner updates (Shao et al. 2024, arXiv:2402.03300)."""
+    that of the plain form, so with the scale `source` and n updates per sample, online is GRPO with
+    n inner updates, but for its division by a text's length (Shao et al. 2024, arXiv:2402.03300).
+    """
     if before is None:
         return -(A.detach() * rollout.logp.sum(2)).mean()
     A = A.detach()[..., None]  # (N,K,1)

@@ -130,7 +130,7 @@ def reinforce(run: Run, batch: data.Batch, number: int, slot: int):
         if cfg.reuse > 1 and not old:
             run.samples[slot] = dict(tokens=rollout.tokens, acted=rollout.acted,
                                      logp=rollout.logp.detach(), rewards=rewards)
-    # Kept tokens of stored texts are pushed by the rank of their text.
+    # Kept tokens of stored texts are pushed by the advantage of their text among the C.
     if cfg.credit > 0:
         rewards, ranked = rank_static(run, batch, logits, mask)
         rl = rl + cfg.credit * ranked
