@@ -314,7 +314,7 @@ def distinct(texts: list[str], n: int = 2) -> float:
 
 
 def masked_runs(mask):
-    """Depth inside a run of masked positions: mask (N,T) -> int (N,T), 1 for its first, else 0."""
+    """Depth inside a run of masked positions: mask (N,T) -> int (N,T): 1, 2, … in a run, else 0."""
     depth = mask.long()
     for t in range(1, mask.size(1)):
         depth[:, t] = (depth[:, t - 1] + 1) * mask[:, t]

@@ -5,8 +5,8 @@
     python train.py --mode eval|sample|candidates --init out/masked/best.pt
     python train.py -h                                    every flag
 
-Read `loss`, then `update`, then `fit`. A run that was stopped continues where it was saved, to the
-last bit, by the same command.
+Read `loss`, then `update`, then `fit`. A run that was stopped continues where it was saved, on a
+CPU to the last bit, by the same command.
 """
 import copy
 import importlib.util
