@@ -297,8 +297,8 @@ def plan(given: dict) -> list[tuple[str, Config, str, str]]:
     names = given.get("settings", QUICK if given.get("quick") else SETTINGS)
     seeds = given.get("seeds", ())
     varied, values = variants(given.get("vary", ()))
-    for one, other in (("seed", "seeds"), ("quick", "settings"), (varied, "vary")):
-        if {one, other} <= given.keys():
+    for one, other in (("seed", "seeds"), ("settings", "quick"), (varied, "vary")):
+        if one in given and given.get(other):
             raise InputError(f"--{one}: given beside --{other}; expected one of them")
     configs = [(word, make_config(given | flags, name))
                for name in SETTINGS if name in names for word, flags in values.items()]

@@ -107,7 +107,7 @@ def tell_torchrun(reason: str) -> None:
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         second = int(time.time()) - 1  # the others fail within the same one
         more = {"py_callstack": reason, "timestamp": str(second)}
-        with open(path, "w", encoding="utf-8") as file:
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:  # the disk may be full
             json.dump({"message": {"message": reason, "extraInfo": more}}, file)
 
 
@@ -117,7 +117,7 @@ def run_command(program: str):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before we began
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         if hasattr(getattr(sys, name), "reconfigure"):  # an ASCII console shows ? for an accent
             getattr(sys, name).reconfigure(errors="replace")
     process = int(os.environ.get("RANK", 0))  # torchrun's, which may start several of us
@@ -129,7 +129,7 @@ def run_command(program: str):
         tell_torchrun(traceback.format_exception_only(e.__cause__)[-1].strip())
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output, such as head, has left
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         sys.exit(1)
     except (InputError, OSError) as e:  # such as a full disk; the user's reward raises RewardError
         who = f"process {process}: " if process else ""

@@ -307,7 +307,8 @@ def leaderboard(paths: list[str], secret: int) -> None:
                 print(f"{path}: {e}", flush=True)
         rows = []
         for name, folders in runs.items():
-            at = first_reach(read_curve(folders), LEVEL) or {"fp": math.inf, "tokens": math.inf}
+            curves = [read_curve([folder]) for folder in folders]  # each whole, if one diverged
+            at = first_reach({"runs": curves}, LEVEL) or {"fp": math.inf, "tokens": math.inf}
             rows.append((at["fp"], at["tokens"], name))
     print(f"{'entry':<24}{'FPs':>9}{'tokens':>12}")
     for fp, tokens, name in sorted(rows):

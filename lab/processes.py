@@ -25,7 +25,7 @@ def begin(device: str) -> None:
     exchange(lambda: dist.init_process_group(backend, timeout=PATIENCE))
     meet()  # else process 0 could leave, for a mistake in a flag, while others still join
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def end() -> None:

@@ -6,7 +6,6 @@
     texts.jsonl      more of them, for the page
 """
 import ast
-import glob
 import hashlib
 import json
 import math
@@ -67,9 +66,8 @@ def hash_code() -> dict[str, str]:
 def check_folder(folder: str, config: dict, anew: bool) -> None:
     """Raises InputError if a folder holds something else than runs of train.py, or the checkpoint
     of another run or of other code. Without a checkpoint there is nothing in it to lose."""
-    inside = glob.glob(f"{glob.escape(folder)}/**", recursive=True)  # .lock, hidden, is left out
-    files = [os.path.relpath(path, folder) for path in inside
-             if os.path.isfile(path) and not path.endswith(".tmp")]
+    files = [os.path.relpath(f"{home}/{name}", folder) for home, _, names in os.walk(folder)
+             for name in names if name not in (".lock", "config.json.tmp")]  # of a killed start
     was = read_json(f"{folder}/config.json")
     if was is None and not files:
         return
@@ -82,7 +80,7 @@ def check_folder(folder: str, config: dict, anew: bool) -> None:
                          f"expected another --out")
     names = sorted(config.keys() - PLACES - {"code"}) if "ckpt.pt" in files and not anew else []
     other = [name for name in ("mode", *names) if was.get(name) != config[name]]
-    if other and any(name.endswith("ckpt.pt") for name in files):
+    if other and any(os.path.basename(name) == "ckpt.pt" for name in files):
         raise InputError(f"--out {folder}: holds a run of another config ({', '.join(other[:4])}); "
                          f"expected {'' if 'mode' in other else 'the same flags, --anew, or '}"
                          f"another --out")
@@ -278,7 +276,7 @@ def show(run: Run, progress: Progress, row: dict) -> bool:
         progress.show(run.step, run.cfg.steps, text, run.done == 1)
         return False
     except (OSError, ValueError):  # such as head, which has left
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return True
 
 

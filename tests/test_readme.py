@@ -173,7 +173,8 @@ def shortened(line: str, folder: str) -> list[str]:
 
 @pytest.mark.slow
 def test_every_command_runs(folder, csv_file, tmp_path):  # noqa: F811
-    """One after the other in a new folder, as a reader would type them."""
+    """One after the other in a new folder, as a reader would type them. None of our files is opened
+    in the locale's encoding."""
     for name in ("devset.csv", "testset_w_refs.csv"):
         shutil.copy(csv_file, tmp_path / name)
     own_data(tmp_path)
@@ -183,9 +184,11 @@ def test_every_command_runs(folder, csv_file, tmp_path):  # noqa: F811
         variables, words = re.fullmatch(r"((?:\w+=\S+ )*)(.*)", line).groups()
         given = dict(pair.split("=") for pair in variables.split())
         path = f"{ROOT}:{tmp_path}:{tmp_path / given.pop('PYTHONPATH', '')}"
-        environment = os.environ | given | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = os.environ | given | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1",
+                                            "PYTHONWARNDEFAULTENCODING": "1"}
         done = subprocess.run([sys.executable, *shortened(words, folder)], cwd=tmp_path,
                               env=environment, timeout=600, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}{done.stdout[-500:]}"
+        assert not re.search(rf"^{ROOT}/.*EncodingWarning", done.stderr, re.M), done.stderr
         if "handout" in line:  # a student who has written it all
             shutil.copy(ROOT / "sorl.py", tmp_path / "my_course/my_sorl.py")
