@@ -190,11 +190,8 @@ def update(run: Run, batches: Batches) -> list[dict]:
 
 
 def make_optimizer(cfg: Config, model) -> torch.optim.Optimizer:
-    how = dict(lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    try:
-        return torch.optim.AdamW(model.parameters(), **how, fused=True)
-    except RuntimeError:  # not on this device, in this PyTorch
-        return torch.optim.AdamW(model.parameters(), **how)
+    return torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0,
+                             fused=True)
 
 
 def rate(cfg: Config, done: float) -> float:

@@ -52,7 +52,7 @@ def config_of(state: dict, given: dict) -> Config:
     values = {name: value_of(f, str(getattr(cfg, name)), where)
               for name, f in flags_of(Config).items()
               if name not in given and type(f.default) is not tuple}
-    return replace(cfg, **values | given)
+    return replace(cfg, **values | {"device": Config.device} | given)
 
 
 def new_folder(path: str) -> None:

@@ -136,6 +136,8 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         raise InputError(f"--device {name}: this machine has none, or this PyTorch was built "
                          f"without it; try auto")
+    if name == "cuda":  # cuDNN plans attention anew for every shape, and decoding has many
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 
 

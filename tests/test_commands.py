@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import GPUS
 import train
 import torch
 
@@ -19,8 +20,6 @@ from data.rewards import load_reward
 from lab import sample, settings, task
 from runs import (ROOT, TINY, base, command, files, flags_of, folder, merge,  # noqa: F401
                   metrics, read_rows, refused, run, same, short_records, state, train_only, weights)
-
-no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 
 def config(*words) -> train.Config:
@@ -64,7 +63,7 @@ def dataset(path, records, **flags) -> str:
     ("--settings masked --vary reward rouge roge", "reward 'roge': expected"),
     ("--settings masked --vary block_size 128 6", "more: a source of more than 3 tokens"),
     ("--data no/such/folder", "no such folder"),
-    pytest.param("--device cuda", "--device cuda: this machine has none", marks=no_cuda),
+    ("--device cuda", "--device cuda: this machine has none"),
     ("--mode eval --init no/such.pt", "no/such.pt: cannot be read (No such file"),
     ("--mode candidates --init BASE", "expected --out"),
     ("--mode candidates --init BASE --out /proc/x", "--out /proc/x: cannot be made"),
@@ -231,6 +230,9 @@ def test_eval_knows_its_data_and_reward_and_agrees_with_the_row(folder, base, tm
         assert float(value) == pytest.approx(row[name], abs=1e-4)
     texts = [(tmp_path / where / "predictions.jsonl").read_text() for where in ("run/mle", "e")]
     assert texts[0] == texts[1] and len(texts[0].splitlines()) == 6
+    content = state(init)
+    content["config"]["device"] = "cuda"  # where it was trained; this machine has none
+    torch.save(content, init)
     train.main(["--mode", "eval", "--init", init, "--reward", "rouge"])
     assert "reward rouge" in capsys.readouterr().out
 
@@ -358,6 +360,23 @@ def python(*words, shell="", **env) -> subprocess.CompletedProcess:
         start = ["bash", "-c", shell, *start]
     return subprocess.run(start, cwd=ROOT, capture_output=True, timeout=600,
                           env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+
+
+@pytest.mark.slow
+def test_a_gpu_runs_the_same_code(folder, tmp_path):
+    """Every setting, and what it saved is used on a CPU; skipped without a GPU."""
+    words = merge(*TINY, "--data", folder, "--out", str(tmp_path), "--device", "cuda")
+    for _ in range(2):  # the second time it only prints
+        done = python("train.py", *words, CUDA_VISIBLE_DEVICES=GPUS)
+        if b"this machine has none" in done.stderr:
+            pytest.skip("no GPU")
+        assert done.returncode == 0 and done.stderr == b"", done.stderr
+    rows = {row["name"]: row for row in read_rows(tmp_path)}
+    assert all(0 <= row["test_reward"] <= 1 for row in rows.values())
+    assert rows["masked"]["fp"] == rows["static"]["fp"] == 6 * 4 < rows["online"]["fp"]
+    for name in train.SETTINGS:
+        done = python("train.py", "--mode", "eval", "--init", f"{tmp_path}/{name}/best.pt")
+        assert done.returncode == 0 and done.stderr == b"", done.stderr
 
 
 def test_sorl_that_names_no_module_is_one_line():
