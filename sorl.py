@@ -152,7 +152,7 @@ def act(logits, static, mask, u, decoded: Rollout | None = None,
     """The K samples of every static text, with the log-probabilities that carry the gradient.
 
     logits of what `feed` gave: (N,T,V), or (N·K,T,V) if it decoded; static and mask (N,T),
-    uniforms u (N,K,T). If it decoded, the end token is an action: `end` stays True."""
+    uniforms u (N,K,T)."""
     if decoded is None:
         return rollout_one_pass(logits, static, mask, u, temperature, top_k)
     given = rollout_given(logits, decoded.tokens, decoded.acted, temperature, top_k)
@@ -177,28 +177,27 @@ def rollout_one_pass(logits, static, mask, u, temperature: float = 1.0, top_k: i
     return Rollout(tokens, logp, mask[:, None].expand(N, K, T), fp=N)
 
 
-def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 0,
-                  end: bool = True) -> Rollout:
+def rollout_given(logits, tokens, acted, temperature: float = 1.0, top_k: int = 0) -> Rollout:
     """Texts that exist already: tokens (N,K,T), acted (N,K,T), logits (N·K,T,V) -> Rollout.
 
     For the ranking of stored texts (offline learning is that alone), and for the second pass of
-    the settings that decode. `end` says whether the end token is an action."""
+    the settings that decode. The end token is an action, too."""
     N, K, T = tokens.shape
-    logp = log_probs(logits, temperature, top_k, end).view(N, K, T, -1)
+    logp = log_probs(logits, temperature, top_k).view(N, K, T, -1)
     logp = logp.gather(-1, tokens[..., None])[..., 0]
     return Rollout(tokens, logp.masked_fill(~acted, 0), acted)
 
 
-def decode(model: GPT, src, pad, static, mask, u, temperature: float = 1.0, top_k: int = 0,
-           end: bool = True) -> Rollout:
+def decode(model: GPT, src, pad, static, mask, u, temperature: float = 1.0,
+           top_k: int = 0) -> Rollout:
     """Column by column, the model seeing its own tokens: one FP for every token that it draws.
 
     src (N,S), pad (N,), static (N,T), mask (N,T) shared by the K samples, u (N,K,T). Online is
     mask = 1 everywhere, the columns after the static text included: the model decides itself
-    when to stop. `end=False` takes EOS out of the action space (fixed lengths). A step with a
-    key/value cache counts as one FP, too. No gradient, logp is 0: `act` computes it again."""
+    when to stop. A step with a key/value cache counts as one FP, too. No gradient, logp is 0:
+    `act` computes it again."""
     tokens = generate(model, src, pad, u.size(2), u, static=static, mask=mask,
-                      temperature=temperature, top_k=top_k, end=end)
+                      temperature=temperature, top_k=top_k)
     acted = mask[:, None] & (tokens != model.config.vocab_size + PAD)
     rows = acted.size(0) * acted.size(1)
     return Rollout(tokens, torch.zeros_like(u), acted, fp=acted.sum(), fp_grad=rows)

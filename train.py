@@ -38,7 +38,7 @@ from lab.settings import (BASE, PLACES, QUICK, SETTINGS, USED, Config, make_conf
                           unused_flags, variants)
 from lab.task import Policy, Task, autocast, load_policy, machine_of, score
 
-WARMUP, CLIP = 0.1, 1.0  # share of the updates; largest norm of the gradient
+WARMUP, MAX_NORM = 0.1, 1.0  # share of the updates; largest norm of the gradient
 MLE_P_M = 0.3  # the mask rate of imitated rows
 
 # --------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def update(run: Run, batches: Batches) -> list[dict]:
             logs[-1].pop("logits", None)  # the last batch's are diagnosed, the others' only stay
         logs.append(log)
     processes.average_gradients(model)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1

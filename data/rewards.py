@@ -5,7 +5,6 @@ makes one from the words after --reward. `rouge`, `bleu` and `chrf` are the metr
 names, equal to the packages rouge-score and sacrebleu. Left out on purpose: stemming, other
 tokenizers than 13a, lower-cased BLEU, ROUGE-Lsum, chrF with word n-grams.
 """
-import difflib
 import importlib
 import math
 import os
@@ -344,8 +343,7 @@ def _load_function(name: str) -> Reward:
     """The user's module:function, from the current directory or else from an installed module."""
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
-        raise InputError(f"reward {name!r}: expected {', '.join(BUILT_IN)} or module:function"
-                         + _suggest(name, BUILT_IN))
+        raise InputError(f"reward {name!r}: expected {', '.join(BUILT_IN)} or module:function")
     if sys.path[0] != os.getcwd():
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
@@ -357,14 +355,11 @@ def _load_function(name: str) -> Reward:
                 raise  # the module exists; what it imports does not
             module = None
     if module is None:
-        files = [file.stem for file in Path.cwd().glob("*.py")]
-        raise InputError(f"reward {name!r}: no module {module_name!r} here or installed"
-                         + _suggest(module_name, files))
-    functions = {key: value for key, value in vars(module).items() if callable(value)}
-    if function_name not in functions:
-        raise InputError(f"reward {name!r}: {module} has no function {function_name!r}"
-                         + _suggest(function_name, functions))
-    return _users_code(name)(functions[function_name])
+        raise InputError(f"reward {name!r}: no module {module_name!r} here or installed")
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError(f"reward {name!r}: {module} has no function {function_name!r}")
+    return _users_code(name)(function)
 
 
 @contextmanager
@@ -403,11 +398,6 @@ def _names(spec: str) -> list[str]:
     return [name.strip() for name in spec.split("+")]
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 # -------------------------------------------------------------------------------------------------
 # What is known about a reward before it runs
 
@@ -428,22 +418,14 @@ def source_of(spec: str) -> bytes:
 
 
 def blind_to(spec: str, references: list[list[str]]) -> str | None:
-    """One line on what a reward cannot see in these references, or None.
+    """One line on what ROUGE, if it is in the reward, cannot see in these references, or None.
 
-    ROUGE reads only a to z and 0 to 9, and BLEU compares words between spaces. Of texts in Hindi,
-    Thai or Chinese, or of emoji and signs, one or the other sees little, so that training would
-    learn nothing."""
+    Of texts in Hindi, Thai or Chinese, or of emoji and signs, it sees little, so that training
+    would learn nothing."""
     texts = list(chain.from_iterable(references))[:1000]
     letters = [c for text in texts for c in text if c.isalnum() or not c.isascii()]
-    words = [word for text in texts for word in _tokens_13a(text)]
-    if "rouge" in _names(spec):
-        unread = sum(not c.isascii() for c in letters) / len(letters) if letters else 1.0
-        if unread > 0.5:
-            return (f"the reward rouge reads only a to z and 0 to 9, and {unread:.0%} of the "
-                    f"letters and signs in the references are others; chrf reads every script")
-    if "bleu" in _names(spec) and words:
-        length = sum(map(len, words)) / len(words)
-        if length > 15:
-            return (f"the reward bleu compares words between spaces, and in the references these "
-                    f"have {length:.0f} letters on average; chrf compares characters")
-    return None
+    unread = sum(not c.isascii() for c in letters) / len(letters) if letters else 1.0
+    if "rouge" not in _names(spec) or unread <= 0.5:
+        return None
+    return (f"the reward rouge reads only a to z and 0 to 9, and {unread:.0%} of the letters and "
+            f"signs in the references are others; chrf reads every script")

@@ -4,7 +4,6 @@ User errors print one line to stderr and exit with 2. An error inside the user's
 its traceback and exits with 1. A command that was stopped exits with 130.
 """
 import argparse
-import difflib
 import json
 import math
 import os
@@ -81,12 +80,7 @@ def parse_args(argv: list[str], config) -> dict:
         nargs = {tuple: "+", bool: "?"}.get(type(f.default))  # a bool alone is true
         parser.add_argument(f"--{name}", help=text, nargs=nargs, const="true" if nargs == "?" else
                             None, metavar=f"{{{choices}}}" if choices else None, action=Once)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].split("=")[0].lstrip("-")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"the nearest is --{near[0]}" if near else "see train.py -h"
-        raise InputError(f"unknown flag {unknown[0]!r}; {hint}")
+    given = parser.parse_args(argv)
     return {name: tuple(value_of(known[name], word) for word in words) if isinstance(words, list)
             else value_of(known[name], words) for name, words in vars(given).items()}
 

@@ -155,7 +155,7 @@ def is_due(cfg: Config, step: int) -> bool:
 
 
 def evaluate(run: Run, records: list[Record]) -> dict:
-    """Validation figures for the log; writes samples.txt and texts.jsonl, and keeps best.pt.
+    """Validation figures for the log; writes texts.jsonl, and keeps best.pt.
 
     The best of an RL run is that of the highest validation reward; a base keeps its last weights,
     because neither its loss nor its greedy texts tell when it has learned to copy."""
@@ -165,11 +165,8 @@ def evaluate(run: Run, records: list[Record]) -> dict:
     row = {"val_reward": val_reward}
     if is_base:
         row["copying"] = copying(run.policy, records)
-    lines = [f"step {run.step}  validation reward {val_reward:.4f}\n"]
-    for r, text in zip(records[:3], texts):
-        lines.append(f"  {r.source}\n    {r.put_names_back(text)}\n")
-    run.write("samples.txt", "".join(lines))
-    run.write("texts.jsonl", json.dumps({"step": run.step, "texts": texts[:20]}) + "\n")
+    line = json.dumps({"step": run.step, "texts": texts[:20]}, ensure_ascii=False)
+    run.write("texts.jsonl", line + "\n")
     if is_base or val_reward > run.best:
         run.best = val_reward
         save(policy_state(run.policy, cfg) | {"step": run.step}, f"{run.folder}/best.pt")

@@ -2,8 +2,7 @@
 
     config.json      the flags, what they were used on, and the code that used them
     metrics.jsonl    one line per update           ckpt.pt    the state from which it continues
-    samples.txt      texts at every evaluation     best.pt    the weights that are tested
-    texts.jsonl      more of them, for the page
+    texts.jsonl      texts at every evaluation     best.pt    the weights that are tested
 """
 import ast
 import hashlib
@@ -35,7 +34,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CODE = ("train.py", "sorl.py", "model.py", "data/__init__.py", "data/tokenizer.py",
         "data/rewards.py", "data/forecast.py", "data/e2e.py", "lab/batches.py", "lab/evaluate.py",
         "lab/processes.py", "lab/run.py", "lab/task.py")
-LOGS = ("metrics.jsonl", "samples.txt", "texts.jsonl")
+LOGS = ("metrics.jsonl", "texts.jsonl")
 FILES = ("ckpt.pt", "best.pt", "results.json", "predictions.jsonl", *LOGS)
 STATE = ("step", "counts", "best", "finished")
 

@@ -8,7 +8,6 @@ import data
 import sorl
 from data import SPLITS, InputError, Record
 from data.rewards import load_reward
-from lab import report
 from lab.batches import best_first, widen
 from lab.cli import flags_of, value_of
 from lab.evaluate import slices, test_policy, write_texts
@@ -66,17 +65,12 @@ def new_folder(path: str) -> None:
 
 
 def evaluate(cfg: Config, policy: Policy, dataset, reward) -> None:
-    """Quality of a checkpoint's greedy texts on the test split; with --out, the texts too."""
-    if cfg.out:
-        new_folder(cfg.out)
-    row, texts = test_policy(policy, None, dataset["test"], reward, cfg.seed)
+    """Quality of a checkpoint's greedy texts on the test split."""
+    row, _ = test_policy(policy, None, dataset["test"], reward, cfg.seed)
     row.pop("kl_to_base")
     for name, value in row.items():
         if value is not None:
             print(f"{name:<15}{value:10.4f}")
-    if cfg.out:
-        report.write_predictions(cfg.out, dataset["test"], texts)
-        print(f"wrote {cfg.out}/predictions.jsonl")
 
 
 def write_candidates(cfg: Config, policy: Policy, dataset, reward) -> None:

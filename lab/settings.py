@@ -218,7 +218,7 @@ CHECKPOINT = {"mode", "init", "data", "reward", "seed", "device"}
 SAMPLING = {"K", "temperature", "top_k"}
 USED = {
     "compare": set(flags_of(Config)) - {"source"},
-    "eval": CHECKPOINT | {"out"},
+    "eval": CHECKPOINT,
     "sample": CHECKPOINT | SAMPLING | {"source", "p_m", "baseline", "adv_scale"},
     "candidates": CHECKPOINT | SAMPLING | {"out"},
 }

@@ -273,19 +273,19 @@ def test_packages_and_installed_modules(folder):
     (folder / "pack" / "other.py").write_text("def f(h, r, s): return [1.0] * len(h)", "utf-8")
     assert load_reward("pack.part:f")(["a"], [["a"]], ["s"]) == [1]
     (folder / "statistics").mkdir()  # a folder of data hides no module
-    with pytest.raises(InputError, match="'statistics' .* no function 'meen'; did you mean 'mean'"):
+    with pytest.raises(InputError, match="'statistics' .* no function 'meen'"):
         load_reward("statistics:meen")
     load_reward("statistics:mean+math:floor")
 
 
 @pytest.mark.parametrize("spec, says", [
-    ("rogue", "did you mean 'rouge'"), ("", "expected rouge, bleu, chrf, slot"),
-    ("rouge+", "expected rouge"), ("my_reward:length", "did you mean 'my_rewards'"),
-    ("my_rewards.py:length", "no module 'my_rewards.py' here or installed; did you mean 'my_rew"),
-    ("my_rewards:lenght", "did you mean 'length'"), ("no.such:f", "no module 'no.such'"),
+    ("rogue", "'rogue': expected rouge, bleu"), ("", "expected rouge, bleu, chrf, slot"),
+    ("rouge+", "expected rouge"), ("my_reward:length", "no module 'my_reward' here"),
+    ("my_rewards.py:length", "no module 'my_rewards.py' here or installed"),
+    ("my_rewards:lenght", "no function 'lenght'"), ("no.such:f", "no module 'no.such'"),
     (".x:f", "expected rouge"), ("a/b:f", "expected rouge"), ("my_rewards:", "expected rouge"),
     ("my_rewards:calls", "no function 'calls'")])
-def test_unknown_rewards_name_the_nearest(user_module, spec, says):
+def test_unknown_rewards_are_one_line(user_module, spec, says):
     with pytest.raises(InputError, match=says) as error:
         load_reward(spec)
     assert "\n" not in str(error.value)
@@ -317,7 +317,6 @@ def test_the_code_of_a_reward_is_all_that_its_file_imports_from_its_folder(folde
 @pytest.mark.parametrize("spec, text, says", [
     ("rouge", "आज सुबह भारी बारिश", "rouge reads only a to z"), ("rouge", "今天早上有12度", "rouge"),
     ("bleu+rouge", "Сегодня утром дождь", "100% of the letters"), ("bleu", "Сегодня дождь", None),
-    ("bleu", "今天早上奥斯陆有大雨，气温十二度，北风二十节。", "bleu compares words between spaces"),
     ("chrf", "今天早上奥斯陆有大雨，气温十二度，北风二十节。", None), ("slot", "今天", None),
     ("rouge+bleu", "Sáng nay ở Hà Nội trời mưa to", None), ("rouge", "Très bien, été!", None),
     ("rouge", "🙂🙂 👍", "100% of the letters and signs"), ("rouge", "→ ↑ ↓ 3", "75% of the letters"),

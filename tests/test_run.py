@@ -31,7 +31,7 @@ def same_run(a: Path, b: Path) -> bool:
     texts at every evaluation."""
     def timeless(rows):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    texts = [(out / "samples.txt").read_text(encoding="utf-8") for out in (a, b)]
+    texts = [(out / "texts.jsonl").read_text(encoding="utf-8") for out in (a, b)]
     return (all(same(weights(a / name), weights(b / name)) for name in ("ckpt.pt", "best.pt"))
             and all(timeless(read(a)) == timeless(read(b)) for read in (metrics, read_rows))
             and texts[0] == texts[1])

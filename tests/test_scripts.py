@@ -37,6 +37,6 @@ def test_two_scripts_end_to_end(tmp_path, capsys):
                 "--device", "cpu"])
     base, masked = json.load(open(f"{out}/results.json", encoding="utf-8"))
     assert masked["val_reward"] > base["val_reward"] + 0.1
-    written = open(f"{out}/masked/samples.txt", "rb").read().decode("utf-8")
+    written = open(f"{out}/masked/texts.jsonl", "rb").read().decode("utf-8")
     assert "�" not in written and any(place in written for place in PLACES["hi"] + PLACES["zh"])
     assert "letters" not in capsys.readouterr().out  # chrF reads every script

@@ -237,7 +237,8 @@ def test_decoding_costs_a_pass_for_every_token_that_is_drawn(tiny, p_m):
 
 def test_decoding_without_end_keeps_the_length(tiny):
     src, pad, text, mask = batch((8, 8), p_m=0.6)
-    tokens = sorl.decode(tiny, src, pad, text, mask, uniform(2, 20, 9), end=False).tokens
+    u = uniform(2, 20, 9)
+    tokens = generate(tiny, src, pad, 9, u, static=text, mask=mask, end=False)
     assert (tokens[..., 7] == V + EOS).all() and (tokens[..., :7] < V + PAD).all()
 
 

@@ -11,7 +11,7 @@ import torch
 
 import sorl
 import theory
-from model import SEP, log_probs
+from model import SEP, generate, log_probs
 from theory import (BET, BRANCH, COINS, COPY, FLAT, ONE_PASS, TELLS, Bigram, Process, best_in_class,
                     epsilon, expected, follow, gradient, law, one_logit, own_texts, phi_model, plan,
                     planner, random_process, source, table, tail_share, texts, threshold, tiny_gpt,
@@ -414,7 +414,7 @@ def test_exact_value_of_a_gpt_is_what_sampling_gives(setting, n=12000):
         tokens = sorl.act(sorl.target_logits(model, *source(model), fed), static, mask, u).tokens
     else:
         src, pad = (x.expand(n, *x.shape[1:]) for x in source(model))
-        tokens = sorl.decode(model, src, pad, static, mask, u, end=False).tokens
+        tokens = generate(model, src, pad, 3, u, static=static, mask=mask, end=False)
     sampled = np.mean([process.R[tuple(text)] for text in tokens[:, 0].tolist()])
     assert sampled == pytest.approx(expected(model, process, setting).item(), abs=.012)
 

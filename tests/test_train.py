@@ -24,7 +24,7 @@ def test_every_setting_trains_fills_its_folder_and_counts(folder, base, tmp_path
     gradient alone and rows of imitation are counted apart."""
     row, setting = run(folder, base, tmp_path, *flags_of(name)), name.split()[0]
     out = tmp_path / setting
-    assert set(os.listdir(out)) >= {"config.json", "metrics.jsonl", "samples.txt", "ckpt.pt",
+    assert set(os.listdir(out)) >= {"config.json", "metrics.jsonl", "texts.jsonl", "ckpt.pt",
                                     "best.pt", "predictions.jsonl"}
     assert not same(weights(base), weights(out / "ckpt.pt")) and row["steps"] == UPDATES
     lines = metrics(out)

@@ -46,7 +46,6 @@ counts masked texts :: fp, the rows that went :: fp=N :: fp=mask.any(1).sum()
 changes its input :: the u that was given :: return Rollout( :: u.zero_(); return Rollout(
 ## 04
 forgets the temperature :: temperature=0.5 :: logits, temperature :: logits, 1.0
-forgets `end` :: end=False :: top_k, end) :: top_k)
 0 at the end token :: logp at :: fill(~acted :: fill(~acted | (tokens == 12)
 0 times infinity :: got nan :: logp.masked_fill(~acted, 0) :: logp * acted
 log of 0 :: got nan :: logp.masked_fill(~acted, 0) :: torch.where(acted, logp.exp().log(), 0)
@@ -114,7 +113,6 @@ decodes twice :: rows that :: decoded = d :: decode(model, src, pad, static, mas
 changes its input :: the static that was given :: return decoded :: static.zero_(); return decoded
 ## 14
 forgets fp :: fp: got 0 :: fp=decoded.fp, ::
-never an end :: logp at :: top_k)\n    return replace :: top_k, False)\n    return replace
 acts where the mask says :: logp at :: decoded.acted :: decoded.acted | mask[:, None]
 no gradient :: got no gradient :: (given, :: (given, logp=given.logp.detach(),
 only k = 0 learns :: gradient :: (given, :: (given, logp=first(given.logp, (slice(None), 0)),
