@@ -20,7 +20,11 @@ def begin(device: str) -> None:
         return
     gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= count:
+            raise InputError(f"torchrun started more processes than the {count} GPUs of this "
+                             f"machine; expected --nproc_per_node={count}, or --device cpu")
+        torch.cuda.set_device(place)
     backend = "nccl" if gpu else "gloo"
     exchange(lambda: dist.init_process_group(backend, timeout=PATIENCE))
     meet()  # else process 0 could leave, for a mistake in a flag, while others still join

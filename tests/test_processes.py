@@ -12,6 +12,7 @@ import pytest
 import train
 import torch
 
+from data import InputError
 from lab import files as lab_files
 from lab import processes, task
 from lab import run as lab_run
@@ -197,6 +198,15 @@ def test_a_mistake_that_all_have_is_a_line_of_each(tmp_path, words, expected):
     (first, _, err), other = group(lambda rank: train.main(words), tmp_path)
     assert first == 2 and expected in err and len(err.strip().splitlines()) == 1
     assert other[:2] == (2, "") and other[2].count("train.py: ") == 1  # torch may say who has gone
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(processes.dist, "is_torchelastic_launched", lambda: True)
+    for name, value in (("is_available", True), ("device_count", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="more processes than the 1 GPUs .* --nproc_per_node=1"):
+        processes.begin("auto")
 
 
 def test_a_run_that_diverges_is_a_row_of_both(folder, base, tmp_path):

@@ -16,7 +16,7 @@ import torch
 
 import sorl
 from lab.batches import Batches
-from lab.cli import parse_args
+from lab.cli import parse_args, run_command
 from lab.task import Task, machine_of
 
 ROUNDS = 8  # a multiple of every --reuse
@@ -36,6 +36,7 @@ def timed(part: str, function):
     return call
 
 
+@run_command("bench")
 def main(argv: list[str]) -> None:
     configs = [cfg for _, cfg, *_ in train.plan(parse_args(argv, train.Config))]
     task, runs = Task(configs[0]), {}
