@@ -320,8 +320,8 @@ def generate(model: GPT, src, pad, T: int, u=None, *, static=None, mask=None,
     prompt, S = prompt.masked_fill(last[:, None] < 0, V + PAD), prompt.size(1)
     cache = Cache(S + steps - 1)  # the last token is never pushed
 
-    row = torch.arange(B, device=src.device).repeat_interleave(K)  # (R,) the source, R = B·K
-    out, done = text[row], last[row] < 0  # (R,T), (R,)
+    row = torch.arange(B, device=src.device).repeat_interleave(K)  # (B·K,) the source of each text
+    out, done = text[row], last[row] < 0  # (B·K,T), (B·K,)
     live = torch.arange(B * K, device=src.device)  # the rows still in the batch
     for step in range(steps):
         source = row[live]

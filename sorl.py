@@ -12,6 +12,7 @@ whether the model draws the token (an action) or the static text provides it. In
     S  columns of a source        FP   one row through the model, once
     T  columns of a text          π    the policy: the model that is trained
     V  ids of the vocabulary      o_t  what the model has been fed before column t
+    F  rows that are fed: N, or N·K if the K samples of a text differ in what is fed
 
 One update calls, in this order: uniforms, sample_mask or sample_tail, feed, target_logits, act,
 advantage, policy_loss; and beside them mle_loss. Tensors and plain values in, tensors out: no file,
@@ -30,7 +31,6 @@ from model import (GPT, MASK, PAD, Cache, draw, finish, generate,  # before torc
                    log_probs)
 
 import torch
-import torch.nn.functional as F
 
 # --------------------------------------------------------------------------------------------------
 # Randomness
@@ -102,11 +102,11 @@ def observe(static, mask, observation: str, vocab_size: int, noise=None):
 
 def feed(model: GPT, src, pad, static, mask, u, observation: str, temperature: float = 1.0,
          top_k: int = 0, noise=None):
-    """What the model is fed -> ids (R,T), and the Rollout that had to be decoded first, or None.
+    """What the model is fed -> ids (F,T), and the Rollout that had to be decoded first, or None.
 
     src (B,S), pad (B,), static (N,T), mask (N,T), uniforms u (N,K,T). `full` (online, tails) lets
-    the model see its own tokens: K texts are decoded without gradient, and are the R = N·K rows
-    that are fed. Any other observation is made by `observe`, with R = N rows, and decodes nothing.
+    the model see its own tokens: K texts are decoded without gradient, and are the F = N·K rows
+    that are fed. Any other observation is made by `observe`, with F = N rows, and decodes nothing.
     """
     if observation != "full":
         return observe(static, mask, observation, model.config.vocab_size, noise), None
@@ -117,9 +117,9 @@ def feed(model: GPT, src, pad, static, mask, u, observation: str, temperature: f
 
 
 def target_logits(model: GPT, src, pad, text):
-    """One forward propagation per row: the logits (R,T,V) that predict every column of a text.
+    """One forward propagation per row: the logits (F,T,V) that predict every column of a text.
 
-    src (B,S), pad (B,), text (R,T) as fed, R / B texts for each source. The model is causal: the
+    src (B,S), pad (B,), text (F,T) as fed, F / B texts for each source. The model is causal: the
     logits of column t come from the columns before t, so the last column of `text` is predicted,
     and never fed."""
     if len(text) == len(src) or text.size(1) == 1:
@@ -277,7 +277,7 @@ def mle_loss(logits, target, lengths):
     In nats; lengths (N,). Divide by lengths.sum() for the mean per token."""
     inside = torch.arange(target.size(1), device=target.device) < lengths[:, None]
     at = inside.nonzero(as_tuple=True)  # once: it waits for the device
-    return F.cross_entropy(logits[at].float(), target[at], reduction="sum")
+    return torch.nn.functional.cross_entropy(logits[at].float(), target[at], reduction="sum")
 
 
 # --------------------------------------------------------------------------------------------------

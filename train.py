@@ -144,7 +144,7 @@ def reinforce(run: Run, batch: data.Batch, number: int, slot: int):
 
 
 def distance(run: Run, batch: data.Batch, fed, logits, inside):
-    """KL from the base, summed over a text, for what was fed: (R,T), (R,T,V), (R,T) -> scalar."""
+    """KL from the base, summed over a text, for what was fed: (F,T), (F,T,V), (F,T) -> scalar."""
     with torch.no_grad():
         base_logits = sorl.target_logits(run.base, batch.src, batch.pad, fed)
     return sorl.kl_divergence(logits, base_logits, inside) * inside.sum() / len(fed)

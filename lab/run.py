@@ -220,7 +220,7 @@ class Run:
         sums = {"batches": len(logs), "tokens": sum(int(net.pushed[1]) for net in networks)}
         for name in ("fp", "fp_grad", "fp_mle", "rows_grad", "mle", "rl"):
             sums[name] = sum(float(log.get(name, 0)) for log in logs)
-        rewards = [log["rewards"] for log in logs if "rewards" in log]  # (R,K) each
+        rewards = [log["rewards"] for log in logs if "rewards" in log]  # (N,K) each
         equal = [(r == r[:, :1]).all(1).float().mean() for r in rewards if r.size(1) > 1]
         sums |= {"reward": float(sum(r.sum() for r in rewards)), "equal": float(sum(equal)),
                  "samples": sum(r.numel() for r in rewards)}

@@ -175,8 +175,8 @@ def is_finite(model: GPT) -> bool:
 
 
 def score(reward, policy: Policy, tokens, batch: data.Batch, kept=None) -> torch.Tensor:
-    """Rewards of ids (R,K,T) -> (R,K): K samples of each of R = B·C static texts, or the C static
-    texts of each of R = B sources.
+    """Rewards of ids (N,K,T) -> (N,K): K samples of each of N = B·C static texts, or the C static
+    texts of each of N = B sources.
 
     kept: bool (B·C,), does anything of the static text stand in its samples? If so they are not
     scored against that text, which they would agree with for nothing. None means all do."""
