@@ -37,12 +37,6 @@ def test_mask_never_the_end_never_padding(p_m, counts):
     assert not mask[torch.arange(9) >= torch.tensor([[0], [1], [4], [8]])].any()
 
 
-def test_mask_rate():
-    """20,000 coins at p_m = .3: within 4 standard errors."""
-    mask = sorl.sample_mask(uniform(2000, 11), torch.full((2000,), 11), 0.3)
-    assert abs(mask[:, :10].float().mean() - 0.3) < 4 * (0.21 / 20000) ** 0.5
-
-
 @pytest.mark.parametrize("p_m", [-0.1, 1.1, float("nan")])
 def test_mask_refuses_what_is_no_probability(p_m):
     with pytest.raises(ValueError, match="p_m"):
@@ -77,18 +71,6 @@ def test_no_tail_and_a_whole_one():
     for p_m in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="p_m"):
             sorl.sample_tail(u, lengths, 9, p_m)
-
-
-def test_a_tail_keeps_the_text_up_to_its_cut(tiny):
-    src, pad, text, _ = batch((8, 6, 3))
-    mask = sorl.sample_tail(torch.tensor([0.6, 0.3, 0.0]), torch.tensor([8, 6, 3]), 9, 0.5)
-    cuts = (~mask).sum(1).tolist()
-    assert cuts == [4, 1, 0]
-    rollout = sorl.decode(tiny, src, pad, text, mask, uniform(3, 5, 9, seed=2))
-    for n, c in enumerate(cuts):
-        assert (rollout.tokens[n, :, :c] == text[n, :c]).all()
-        assert not rollout.acted[n, :, :c].any() and rollout.acted[n, :, c].all()
-    assert rollout.fp == rollout.acted.sum()
 
 
 # --- feed and act ---------------------------------------------------------------------------------
@@ -144,24 +126,6 @@ def test_act_carries_the_gradient_to_every_weight(tiny, name, bfloat16):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tiny.parameters())
 
 
-def test_masked_hides_the_token_and_static_shows_it(tiny):
-    """Another token at a masked position changes no logit under `masked`, some under `static`."""
-    src, pad, text, mask = batch(seed=1)
-    other = torch.where(mask, (text + 1) % 10, text)
-    logits = {}
-    for name, static in itertools.product(["masked", "static"], [text, other]):
-        fed, _ = sorl.feed(tiny, src, pad, static, mask, None, name)
-        logits.setdefault(name, []).append(sorl.target_logits(tiny, src, pad, fed))
-    assert torch.equal(*logits["masked"])
-    assert not torch.allclose(*logits["static"])
-
-
-def test_target_logits_are_those_of_the_whole_row(tiny):
-    src, pad, text, _ = batch()
-    whole = tiny(torch.cat([src, text], 1), pad)[:, src.size(1) - 1:-1]
-    assert (sorl.target_logits(tiny, src, pad, text) - whole).abs().max() < 1e-5
-
-
 @pytest.mark.parametrize("K", [1, 4])
 def test_a_source_is_pushed_once_for_its_texts(tiny, K):
     """With the logits and the gradient of pushing it again for each text, in float64."""
@@ -204,18 +168,6 @@ def test_one_pass_by_enumeration():
     assert ((measured - exact).abs() < 5 * (exact / n).sqrt()).all()
 
 
-def test_special_tokens_are_never_drawn_in_one_pass():
-    """Not where the network wants nothing else; a constant on all logits changes nothing."""
-    _, _, text, mask = batch(p_m=0.7)
-    logits = torch.randn(2, 9, V, generator=torch.Generator().manual_seed(0))
-    logits[..., PAD:] += 50.0
-    rollout = sorl.rollout_one_pass(logits, text, mask, uniform(2, 50, 9))
-    assert (rollout.tokens[rollout.acted] < V + PAD).all() and torch.isfinite(rollout.logp).all()
-    shifted = sorl.rollout_one_pass(logits + 3.0, text, mask, uniform(2, 50, 9))
-    assert torch.equal(shifted.tokens, rollout.tokens)
-    assert torch.allclose(shifted.logp, rollout.logp, atol=1e-5)
-
-
 @pytest.mark.parametrize("K", [1, 4])
 def test_online_is_plain_sampling(tiny, K):
     """p_m = 1 draws the tokens that `generate` draws from the same uniforms, the end included."""
@@ -233,13 +185,6 @@ def test_decoding_costs_a_pass_for_every_token_that_is_drawn(tiny, p_m):
     rollout = sorl.decode(tiny, src, pad, text, mask, uniform(3, 2, 9, seed=1))
     drawn = (mask[:, None] & (rollout.tokens != V + PAD)).sum()
     assert rollout.fp == drawn == rollout.acted.sum() and rollout.fp_grad == 6
-
-
-def test_decoding_without_end_keeps_the_length(tiny):
-    src, pad, text, mask = batch((8, 8), p_m=0.6)
-    u = uniform(2, 20, 9)
-    tokens = generate(tiny, src, pad, 9, u, static=text, mask=mask, end=False)
-    assert (tokens[..., 7] == V + EOS).all() and (tokens[..., :7] < V + PAD).all()
 
 
 @pytest.mark.parametrize("seed", range(9))
@@ -331,15 +276,6 @@ def test_the_clipped_ratio_by_hand(A, ratio, push, slope):
     loss.backward()
     assert loss.item() == pytest.approx(-push) and logp.grad[0, 0, 1] == 0
     assert logp.grad[0, 0, 0].item() == pytest.approx(-slope)
-
-
-def test_at_ratio_one_the_gradient_is_reinforce(tiny):
-    *_, rollout = one_update(tiny, "full")
-    A, weights = torch.tensor([[1.0, -2, 1]] * 3), [*tiny.parameters()]
-    plain, clipped = (torch.autograd.grad(sorl.policy_loss(rollout, A, before), weights,
-                                          retain_graph=True)
-                      for before in (None, rollout.logp.detach()))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, clipped))
 
 
 def test_policy_gradient_by_enumeration(tiny):
