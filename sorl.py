@@ -122,8 +122,7 @@ def target_logits(model: GPT, src, pad, text):
     src (B,S), pad (B,), text (F,T) as fed, F / B texts for each source. The model is causal: the
     logits of column t come from the columns before t, so the last column of `text` is predicted,
     and never fed."""
-    if len(text) == len(src) or text.size(1) == 1:
-        src, pad = (x.repeat_interleave(len(text) // len(src), 0) for x in (src, pad))
+    if len(text) == len(src):
         return model(torch.cat([src, text[:, :-1]], 1), pad, start=src.size(1) - 1)
     # A source is pushed once for all of its texts, which are then the columns that follow it.
     row = torch.arange(len(src), device=src.device).repeat_interleave(len(text) // len(src))

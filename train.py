@@ -206,7 +206,7 @@ def fit(run: Run, task: Task, name: str) -> None:
     run.load()
     batches = Batches(cfg, task.dataset["train"], run.policy, run.reward, run.written)
     progress = Progress(name, run.step)
-    if run.saved is None and first:
+    if first and run.step == 0 and not run.finished:
         row = {"step": 0, "setting": cfg.setting, "reward": None, **run.counts}
         run.log(row | evaluate.evaluate(run, val))
     with Stop() as stop:
@@ -260,7 +260,8 @@ def train_base(cfg: Config, folder: str, task: Task, only: bool) -> Policy | Non
         processes.first(evaluate.write_diverged_row, folder, cfg, "base", run)
         if only:
             raise
-        return task.note(str(e))
+        task.note(str(e))
+        return None
     policy = load_policy(f"{folder}/best.pt", task.device)
     evaluate.note_copying(policy, task.dataset["val"])
     processes.first(evaluate.test_run, cfg, "base", folder, policy, task)
@@ -340,7 +341,7 @@ def compare(given: dict) -> None:
     cfg = runs[0][1]
     task, varied, code = Task(cfg), "".join(cfg.vary[:1]), hash_code()
     configs = {cfg.out: replace(cfg, mode="compare")}
-    bases = {folder: base_config(config) for _, config, _, folder in runs}
+    bases = {base: base_config(config) for _, config, _, base in runs}
     configs |= bases | {folder: config for _, config, folder, _ in runs}
     for config in bases.values():  # all mistakes before any work
         task.reward(config.reward)
@@ -349,10 +350,10 @@ def compare(given: dict) -> None:
                for folder, config in configs.items()}
     with claim(claimed, cfg.anew):
         made, table = {}, f"vary-{varied}" if varied else "results"
-        for _, config, folder, home in runs:
-            if home not in made:
-                made[home] = train_base(configs[home], home, task, only=len(bases) == 1)
-            train_setting(config, folder, made[home], task)
+        for _, config, folder, base in runs:
+            if base not in made:
+                made[base] = train_base(configs[base], base, task, only=len(bases) == 1)
+            train_setting(config, folder, made[base], task)
             rows = processes.first(read_finished, runs, varied, claimed)
             processes.first(write_json, rows, f"{cfg.out}/{table}.json")
         if processes.rank() == 0 and varied:

@@ -169,7 +169,7 @@ def evaluate(run: Run, records: list[Record]) -> dict:
     run.write("texts.jsonl", line + "\n")
     if is_base or val_reward > run.best:
         run.best = val_reward
-        save(policy_state(run.policy, cfg) | {"step": run.step}, f"{run.folder}/best.pt")
+        save(policy_state(run.policy, cfg), f"{run.folder}/best.pt")
     return row
 
 

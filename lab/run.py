@@ -157,7 +157,6 @@ class Run:
     # What the policy wrote last, by the batch's slot: static texts (refresh), samples (reuse).
     written: dict[int, torch.Tensor] = field(default_factory=dict)
     samples: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
-    saved: int | None = None  # the step of the last checkpoint
     finished: bool = False
     flat: int = 0  # updates since groups last had different rewards
 
@@ -179,7 +178,7 @@ class Run:
                     self.optimizer.load_state_dict(state["optimizer"])
                 for name in STATE:
                     setattr(self, name, state[name])
-                self.saved, sizes = self.step, {name: int(state["logs"][name]) for name in LOGS}
+                sizes = {name: int(state["logs"][name]) for name in LOGS}
                 mine = range(processes.rank(), 2 ** 31, processes.size())  # slots
                 for name in ("written", "samples"):
                     getattr(self, name).update((i, x) for i, x in state[name].items() if i in mine)
@@ -193,7 +192,6 @@ class Run:
 
     def save(self) -> None:
         """Write the whole state; every process calls this, because each has texts of its own."""
-        self.saved = self.step
         written = {slot: texts.cpu() for slot, texts in self.written.items()}
         samples = {slot: {name: x.cpu() for name, x in held.items()}
                    for slot, held in self.samples.items()}
@@ -254,7 +252,8 @@ class Progress:
         if final or now - self.last > 5:
             seconds = now - self.begun
             left = seconds / max(1, step - self.first) * (steps - step)
-            print(f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s, {left:.0f} s left",
+            left = "" if final else f", {left:.0f} s left"
+            print(f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s{left}",
                   flush=True)
             self.last = now
 

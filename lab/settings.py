@@ -84,7 +84,8 @@ class Config:
     n_layer: int = flag(3, "blocks", least=1, most=1000)
     n_embd: int = flag(128, "width", least=1, most=10 ** 5)
     init_std: float = flag(0.02, "standard deviation of its fresh Linear weights")
-    block_size: int = flag(128, "context: source, SEP and text, in tokens", most=10 ** 6)
+    block_size: int = flag(128, "context: source, SEP and text, in tokens", least=4,
+                           most=10 ** 6)
     max_len: int = flag(0, "longest text in tokens with its end (T); 0: the longest of the data")
     vocab_size: int = flag(1000, "largest vocabulary: 256 bytes, merges, 4 special ids", least=260,
                            most=10 ** 6)
@@ -92,7 +93,7 @@ class Config:
     eval_every: int = flag(10, "updates between evaluations; RL also has one after each of the "
                            "first ten", least=1)
     eval_size: int = flag(200, "validation sources used for that; 0: all")
-    save_every: int = flag(100, "updates between checkpoints, at least", least=1)
+    save_every: int = flag(100, "updates between checkpoints", least=1)
     source: str = flag("", "sample: a source text; by default the first of the test split")
     device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
     # no flags: what the setting or the base defines
@@ -103,7 +104,7 @@ class Config:
     masked_from: int = 0  # the update from which half of the imitated rows have masks
 
 
-DEFAULTS = {  # how one setting differs from the Config above, on untuned data
+DEFAULTS = {  # how one setting differs from the Config above; a data set's flags come over them
     "offline": dict(num_static=3),
     "online": dict(K=8),
     "full": dict(K=8),

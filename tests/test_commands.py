@@ -50,7 +50,7 @@ def dataset(path, records, **flags) -> str:
     ("--lr inf", "--lr inf: expected a number, 0 or more"),
     ("--K 1", "--K 1: expected at least 2"),
     ("--K 10000000000000000000000", "expected a whole number, 1 to 1000000"),
-    ("--block_size 100000000000", "expected a whole number, 0 to 1000000"),
+    ("--block_size 100000000000", "expected a whole number, 4 to 1000000"),
     ("--seed 9223372036854775808", "a whole number, 0 to 9223372036854775807"),
     ("--n_embd 30", "--n_embd 30: expected a multiple of 4"),
     ("--max_len 64 --block_size 64", "--max_len 64: expected 0, or from 2 to less than block_size"),

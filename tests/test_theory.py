@@ -13,9 +13,9 @@ import sorl
 import theory
 from model import SEP, generate, log_probs
 from theory import (BET, BRANCH, COINS, COPY, FLAT, ONE_PASS, TELLS, Bigram, Process, best_in_class,
-                    epsilon, expected, follow, gradient, own_texts, phi_model, plan, planner,
-                    random_process, source, table, texts, threshold, tiny_gpt, train_gpt, value,
-                    written_alone)
+                    epsilon, expected, follow, gradient, one_logit, own_texts, phi_model, plan,
+                    planner, random_process, source, table, texts, threshold, tiny_gpt, train_gpt,
+                    value, written_alone)
 
 
 def history(y, M, text, t):
@@ -138,6 +138,23 @@ def test_p6_static_and_coins_is_never_worse_and_independent_blocks_make_it_equal
         ends, middle = rng.dirichlet(np.ones(2), 2), rng.dirichlet(np.ones(2), (2, 2))
         D = table(3, lambda a, b, c: ends[0, a] * ends[1, c] * middle[a, c, b])
         assert abs(gain(replace(process, D=D))) < 1e-9
+
+
+@pytest.mark.parametrize("p", [.3, .5, .8])
+def test_p6_pairwise_independence_is_not_enough(p):
+    D = table(4, lambda a, b, c, d: (d == a ^ c) / 8)
+    process = Process(4, D, table(4, lambda a, b, c, d: b == c ^ d), p)
+    assert gain(process) == pytest.approx(p * p * (1 - p) ** 2 / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("p", [.2, .5, .9])
+def test_p6_closed_forms(p):
+    tells, coins = replace(TELLS, p=p), replace(COINS, p=p)
+    assert [best_in_class(tells, phi) for phi in ONE_PASS] == pytest.approx(
+        [1 - p * p * (1 - p) / 2, 1, 1, 1 - p * (1 - p)])
+    one = max(p, 2 * p * (1 - p))
+    assert [best_in_class(coins, phi) for phi in ONE_PASS] == pytest.approx(
+        [1 - (1 - p) ** 2] * 2 + [one] * 2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -346,6 +363,18 @@ def test_gradient_of_expected_is_its_derivative(setting, h=1e-6):
 
 # --------------------------------------------------------------------------------------------------
 # P14: the estimator
+
+
+@pytest.mark.parametrize("q, p, K", [(.2, .5, 2), (.2, .5, 4), (.8, 1, 8), (.1, .3, 3)])
+def test_p14_variance_of_any_logit(q, p, K):
+    """A U-statistic: F + 2/(K(K-1)) (2(K-2) zeta_1 + zeta_2); zeta_1 is 0 only at q = 1/2."""
+    g = q * (1 - q)
+    zeta_1, zeta_2 = g * (1 - 4 * g) / 4, g / 2 - g * g
+    assert zeta_1 > 0
+    mean, variance = one_logit(q, p, K, baseline="loo")
+    assert mean == pytest.approx(p * g, abs=1e-12)
+    assert variance == pytest.approx(
+        p * (1 - p) * g * g + p * 2 / (K * (K - 1)) * (2 * (K - 2) * zeta_1 + zeta_2), abs=1e-12)
 
 
 @pytest.mark.parametrize("K", [2, 3])
