@@ -64,18 +64,20 @@ def loss(run: Run, batches: Batches, i: int = 0):
     return value, log
 
 
+def uniforms(run: Run, number: int, purpose: str, *shape):
+    """sorl.uniforms of the run's seed, a batch's number and a purpose, on the policy's device."""
+    return sorl.uniforms(shape, run.cfg.seed, number, purpose).to(run.policy.device)
+
+
 def imitate(run: Run, batch: data.Batch, number: int):
     """Cross-entropy of the targets, nats per token -> scalar. number: the key of the uniforms.
 
     Half of the rows have masks, from the update masked_from on, so that [MASK] has a meaning."""
     cfg, policy, (B, T) = run.cfg, run.policy, batch.target.shape
 
-    def uniforms(purpose, *shape):
-        return sorl.uniforms(shape, cfg.seed, number, purpose).to(policy.device)
-
     p_m = MLE_P_M if run.step >= cfg.masked_from else 0.0
-    mask = sorl.sample_mask(uniforms("mle", B, T), batch.target_len, p_m)
-    mask &= uniforms("mle row", B)[:, None] < 0.5
+    mask = sorl.sample_mask(uniforms(run, number, "mle", B, T), batch.target_len, p_m)
+    mask &= uniforms(run, number, "mle row", B)[:, None] < 0.5
     fed = sorl.observe(batch.target, mask, "masked", policy.tok.vocab_size)
     logits = sorl.target_logits(policy.model, batch.src, batch.pad, fed)
     return sorl.mle_loss(logits, batch.target, batch.target_len) / batch.target_len.sum()
@@ -90,11 +92,8 @@ def reinforce(run: Run, batch: data.Batch, number: int, slot: int):
     static, lengths = batch.static.flatten(0, 1), batch.static_len.flatten()  # (N,T), (N,)
     N, T = static.shape
 
-    def uniforms(purpose, *shape):
-        return sorl.uniforms(shape, cfg.seed, number, purpose).to(policy.device)
-
     # The mask: which tokens are the model's? The K samples of a text share it.
-    u = uniforms("mask", N, T)
+    u = uniforms(run, number, "mask", N, T)
     if cfg.mask == "tail":
         mask = sorl.sample_tail(u[:, 0], lengths, T, cfg.p_m)
     elif cfg.mask == "coins":  # a model that sees its own tokens may also write past the end
@@ -104,14 +103,15 @@ def reinforce(run: Run, batch: data.Batch, number: int, slot: int):
         raise ValueError(f"expected mask coins or tail; got {cfg.mask!r}")
 
     # What is fed. Samples that had to be decoded serve `reuse` updates, so they may be older.
-    u, old = uniforms("tokens", N, cfg.K, T), None
+    u, old = uniforms(run, number, "tokens", N, cfg.K, T), None
     if run.step % cfg.reuse:
         old = {name: x.to(policy.device) for name, x in run.samples[slot].items()}
         decoded = sorl.Rollout(old["tokens"], old["logp"], old["acted"], fp_grad=N * cfg.K)
         fed = old["tokens"].flatten(0, 1)
     else:
+        noise = uniforms(run, number, "observe", N, T)
         fed, decoded = sorl.feed(policy.model, batch.src, batch.pad, static, mask, u,
-                                 cfg.observation, *how, noise=uniforms("observe", N, T))
+                                 cfg.observation, *how, noise=noise)
 
     # One forward propagation of it carries the gradient, and gives the K samples.
     logits = sorl.target_logits(policy.model, batch.src, batch.pad, fed)

@@ -55,7 +55,7 @@ def exercises() -> dict[str, tuple[str, int]]:
 # The handout
 
 UPDATE = ('"""Exercises 17 to 19: one update."""\nimport torch\n\nimport data\nimport sorl\n'
-          "from train import MLE_P_M, Run, distance, rank_static, score")
+          "from train import MLE_P_M, Run, distance, rank_static, score, uniforms")
 
 
 def blanked(source: str, functions) -> str:

@@ -143,7 +143,7 @@ two passes over each row :: the rows that went :: sorl.target_logits( :: push_tw
 forgets the device :: made without device= :: .to(policy.device) ::
 ## 18
 no gradient :: got no gradient :: act(logits, :: act(logits.detach(),
-the same uniforms twice :: log[' :: uniforms("tokens" :: uniforms("mask"
+the same uniforms twice :: log[' :: "tokens" :: "mask"
 logs no A :: the log: got no A, expected one :: A=A,  ::
 counts K passes :: log['fp'] :: fp=rollout.fp, :: fp=rollout.fp * cfg.K,
 two passes over each row :: the rows that went :: sorl.target_logits( :: push_twice(
