@@ -140,14 +140,14 @@ never masks :: update 3, masked_from=0 :: run.step >= cfg.masked_from :: False
 fed as the run is :: observation=static :: "masked" :: cfg.observation
 no gradient :: got no gradient :: mle_loss(logits :: mle_loss(logits.detach()
 two passes over each row :: the rows that went :: sorl.target_logits( :: push_twice(
-forgets the device :: made without device= :: .to(policy.device) ::
+forgets the device :: made without device= :: uniforms(run, number, "mle", B, T) :: sorl.uniforms((B, T), 0, 0)
 ## 18
 no gradient :: got no gradient :: act(logits, :: act(logits.detach(),
-the same uniforms twice :: log[' :: "tokens" :: "mask"
+the same uniforms twice :: log[' :: number, "tokens" :: number, "mask"
 logs no A :: the log: got no A, expected one :: A=A,  ::
 counts K passes :: log['fp'] :: fp=rollout.fp, :: fp=rollout.fp * cfg.K,
 two passes over each row :: the rows that went :: sorl.target_logits( :: push_twice(
-forgets the device :: made without device= :: .to(policy.device)\n :: \n
+forgets the device :: made without device= :: uniforms(run, number, "mask", N, T) :: sorl.uniforms((N, T), 0, 0)
 ## 19
 asks for the name :: flags of online :: observation == "full" else :: setting == "online" else
 the base learns :: the base: got a gradient, expected none :: distance( :: base_learns(
