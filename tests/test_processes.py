@@ -232,7 +232,7 @@ def test_torchrun_ends_with_the_reason_and_starts_afresh(folder, base, tmp_path,
         "    return [2.0 * int(os.environ['RANK'])] * len(hypotheses)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     wrong = command(folder, base, tmp_path / "wrong", "--reward", "one_sided:f")
-    for words, reason in ((["--p_n", "0.3"], "unknown flag '--p_n'"),
+    for words, reason in ((["--p_n", "0.3"], "unrecognized arguments: --p_n"),
                           (wrong, "process 1: reward 'one_sided:f' returned 2.0")):
         process = torchrun(*words)
         _, err = process.communicate(timeout=300)
