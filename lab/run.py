@@ -252,9 +252,8 @@ class Progress:
         if final or now - self.last > 5:
             seconds = now - self.begun
             left = seconds / max(1, step - self.first) * (steps - step)
-            left = "" if final else f", {left:.0f} s left"
-            print(f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s{left}",
-                  flush=True)
+            more = "" if final else f", {left:.0f} s left"
+            print(f"{self.name:<8} {step:>4}/{steps}  {text}  {seconds:.0f} s{more}", flush=True)
             self.last = now
 
 
